@@ -1,0 +1,160 @@
+"""Hugging Face Qwen3-Omni checkpoint -> six standard ONNX graphs with their sidecars.
+
+    python -m offline.export_onnx CHECKPOINT OUT
+
+writes, each with `model.onnx`, `model.onnx.data` and `config.json`:
+
+    OUT/thinker/llm                  + embedding, tokenizer, chat template, processor settings
+    OUT/talker/llm                   + embedding, text_projection, hidden_projection
+    OUT/multimodal/{audio,visual,code2wav,code_predictor}
+"""
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from offline.atomic import atomic_directory
+from offline.checkpoint import Checkpoint, write_safetensors
+from offline.graphs import audio_encoder, code2wav, code_predictor, decoder, visual_encoder
+from omni_ros import __version__
+from omni_ros.errors import CheckpointError, OmniError
+
+# component -> (folder below OUT, tensor prefixes it reads, export function)
+COMPONENTS = {
+    "thinker": ("thinker/llm", ("thinker.model.", "thinker.lm_head."), decoder.export_thinker),
+    "talker": ("talker/llm", ("talker.model.", "talker.codec_head.", "talker.text_projection.",
+                              "talker.hidden_projection."), decoder.export_talker),
+    "code_predictor": ("multimodal/code_predictor", ("talker.code_predictor.",), code_predictor.export),
+    "visual": ("multimodal/visual", ("thinker.visual.",), visual_encoder.export),
+    "audio": ("multimodal/audio", ("thinker.audio_tower.",), audio_encoder.export),
+    "code2wav": ("multimodal/code2wav", ("code2wav.",), code2wav.export),
+}
+PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
+                   "chat_template.json", "preprocessor_config.json", "video_preprocessor_config.json",
+                   "processor_config.json", "generation_config.json")
+FP8_MAX = 448.0
+
+
+def export(checkpoint_dir: Path, out: Path, components: list[str], dtype: np.dtype, sidecars_from: Path | None = None,
+           fp8_embedding: bool = False) -> None:
+    """Export `components` (keys of COMPONENTS) into `out`; each folder is replaced whole when it is complete.
+
+    Raises CheckpointError when a tensor is missing or a setting unsupported; folders already complete stay.
+    """
+    checkpoint = Checkpoint(checkpoint_dir)
+    if checkpoint.config.get("model_type") != "qwen3_omni_moe":
+        raise CheckpointError(f"{checkpoint_dir / 'config.json'}: model_type is {checkpoint.config.get('model_type')!r}, "
+                              "this exporter reads 'qwen3_omni_moe'")
+    sidecars = Checkpoint(sidecars_from) if sidecars_from else checkpoint
+    for name in components:
+        folder, prefixes, export_graph = COMPONENTS[name]
+        total = sum(i.nbytes for key, i in checkpoint.tensors.items() if key.startswith(prefixes))
+        with (tqdm(total=total, desc=f"{name:14}", unit="B", unit_scale=True) as bar,
+              atomic_directory(out / folder) as directory):
+            checkpoint.on_read = sidecars.on_read = bar.update
+            export_graph(checkpoint, directory, dtype)
+            if name == "thinker":
+                _thinker_sidecars(checkpoint, directory, dtype, fp8_embedding)
+            if name == "talker":
+                _talker_sidecars(sidecars, directory, dtype)
+            _seal(directory, checkpoint)
+
+
+def _thinker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, fp8: bool) -> None:
+    """embedding.safetensors and the tokenizer/processor files, which the runtime reads without transformers."""
+    weight = checkpoint.read("thinker.model.embed_tokens.weight")
+    if fp8:  # one scale per row: a token's embedding is read alone
+        scale = np.maximum(np.abs(weight).max(axis=1).astype(np.float32), 1e-12) / FP8_MAX
+        weight = (weight.astype(np.float32) / scale[:, None]).astype(ml_dtypes.float8_e4m3fn)
+        tensors = {"weight": weight, "scale": scale}
+    else:
+        tensors = {"weight": weight.astype(dtype)}
+    _write_sidecar(directory, "embedding", tensors)
+    for name in PROCESSOR_FILES:
+        if (checkpoint.directory / name).is_file():
+            shutil.copy(checkpoint.directory / name, directory / name)
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{checkpoint.directory / 'tokenizer.json'}: not found; save the checkpoint's fast tokenizer")
+    if not any((directory / n).is_file() for n in ("chat_template.jinja", "chat_template.json")):
+        raise CheckpointError(f"{checkpoint.directory}: neither chat_template.jinja nor chat_template.json found")
+
+
+def _talker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
+    """The Talker's codec embedding and the two projections from the Thinker (Qwen3OmniMoeTalkerResizeMLP)."""
+    codec = checkpoint.read("talker.model.codec_embedding.weight")
+    _write_sidecar(directory, "embedding", {"weight": codec.astype(dtype)})
+    for projection in ("text_projection", "hidden_projection"):
+        names = [f"linear_fc{i}.{part}" for i in (1, 2) for part in ("weight", "bias")]
+        tensors = {n: checkpoint.read(f"talker.{projection}.{n}").astype(dtype) for n in names}
+        zero = [n for n, t in tensors.items() if n.endswith("weight") and not t.any()]
+        if zero:
+            raise CheckpointError(f"{checkpoint.directory}: talker.{projection}.{zero[0]} is all zero; speech would be noise")
+        _write_sidecar(directory, projection, tensors)
+
+
+def _write_sidecar(directory: Path, name: str, tensors: dict[str, np.ndarray]) -> None:
+    write_safetensors(directory / f"{name}.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config.setdefault("sidecars", {})[f"{name}.safetensors"] = {
+        k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in tensors.items()}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _seal(directory: Path, checkpoint: Checkpoint) -> None:
+    """Record where the graph came from and the size of every file, so that damage is seen before it is run."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["provenance"] = {
+        "checkpoint": checkpoint.directory.resolve().name,
+        "checkpoint_config_sha256": hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest(),
+        "omni_ros": __version__}
+    config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir()) if p.name != "config.json"}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m offline.export_onnx", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder with config.json and *.safetensors")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the ONNX tree")
+    parser.add_argument("--components", default=",".join(COMPONENTS), help="comma list (default: %(default)s)")
+    parser.add_argument("--skip-llm", action="store_true", help="leave out thinker and talker")
+    parser.add_argument("--skip-visual", action="store_true", help="leave out the visual encoder")
+    parser.add_argument("--skip-audio", action="store_true", help="leave out the audio encoder")
+    parser.add_argument("--skip-code2wav", action="store_true", help="leave out Code2Wav")
+    parser.add_argument("--talker-sidecar-from", type=Path, metavar="HF_ROOT",
+                        help="read the Talker's embedding and projections here (default: CHECKPOINT)")
+    parser.add_argument("--fp8-embedding", action="store_true", help="store the Thinker's embedding as FP8 (half the size)")
+    parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float32 for a float32 checkpoint, else float16")
+    args = parser.parse_args(argv)
+    components = [c.strip() for c in args.components.split(",") if c.strip()]
+    unknown = sorted(set(components) - set(COMPONENTS))
+    if unknown:
+        parser.error(f"unknown component {', '.join(unknown)}; choose from {', '.join(COMPONENTS)}")
+    skipped = {"thinker": args.skip_llm, "talker": args.skip_llm, "visual": args.skip_visual, "audio": args.skip_audio,
+               "code2wav": args.skip_code2wav}
+    components = [c for c in components if not skipped.get(c)]
+    try:
+        dtype = np.dtype(args.dtype or _stored_dtype(args.checkpoint))
+        export(args.checkpoint, args.out, components, dtype, args.talker_sidecar_from, args.fp8_embedding)
+    except OmniError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(f"{len(components)} graphs in {args.out} ({dtype})")
+    return 0
+
+
+def _stored_dtype(checkpoint_dir: Path) -> str:
+    """float32 stays float32; 16-bit checkpoints (bfloat16 has no TensorRT/ORT-CPU compute) become float16."""
+    dtypes = {i.dtype for i in Checkpoint(checkpoint_dir).tensors.values()}
+    return "float32" if np.dtype(np.float32) in dtypes else "float16"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Write one ONNX graph (opset 24, batch 1) whose weights go straight from the checkpoint to `model.onnx.data`.
+
+Activations inside a graph are 2-D, [rows, channels]: batch is always 1, and linear layers are `Gemm` with
+the checkpoint's own [out, in] weight layout, so nothing is transposed on the way.
+"""
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from offline.checkpoint import Checkpoint
+
+OPSET = 24
+IR_VERSION = 11
+DOMAIN = "omni_ros"  # our local functions: nodes that each backend lowers its own way
+ONNX_TYPE = {
+    np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.bool_): TensorProto.BOOL,
+    np.dtype(ml_dtypes.float8_e4m3fn): TensorProto.FLOAT8E4M3FN,
+}
+ALIGN = 4096  # external tensors start on a page, so that runtimes can map them
+
+
+class GraphBuilder:
+    """Nodes in order of creation; every method that makes a node returns the name of its output."""
+
+    def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype):
+        self.directory, self.checkpoint, self.prefix = directory, checkpoint, prefix
+        self.dtype = np.dtype(dtype)
+        self.onnx_dtype = ONNX_TYPE[self.dtype]
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.inputs: list[dict] = []
+        self.outputs: list[dict] = []
+        self.states: list[dict] = []
+        self.functions: list[onnx.FunctionProto] = []
+        self._names: set[str] = set()
+        self._constants: dict[tuple, str] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        self._data = (directory / "model.onnx.data").open("wb")
+
+    # ---- inputs, outputs, state -------------------------------------------------------------------------------
+    def input(self, name: str, shape: list[int | str], dtype: np.dtype | None = None) -> str:
+        self.inputs.append({"name": name, "dtype": str(np.dtype(dtype or self.dtype)), "shape": shape})
+        return name
+
+    def output(self, name: str, value: str, shape: list[int | str], dtype: np.dtype | None = None) -> None:
+        self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        self.outputs.append({"name": name, "dtype": str(np.dtype(dtype or self.dtype)), "shape": shape})
+
+    def state(self, name: str, shape: list[int | str], in_place: bool = False) -> str:
+        """Declare state that the engine keeps between runs: input `past_<name>`, output `present_<name>`.
+
+        All state starts as zeros. `in_place` says that input and output may share one buffer.
+        """
+        self.states.append({"input": f"past_{name}", "output": f"present_{name}", "dtype": str(self.dtype),
+                            "shape": shape, "in_place": in_place})
+        return f"past_{name}"
+
+    def set_state(self, name: str, value: str) -> None:
+        """Name `value` as the new content of state `name` (in-place nodes write `present_<name>` themselves)."""
+        self.nodes.append(helper.make_node("Identity", [value], [f"present_{name}"], name=f"present_{name}"))
+
+    # ---- weights and constants ----------------------------------------------------------------------------------
+    def weight(self, key: str, shape: tuple[int, ...] | None = None) -> str:
+        """The checkpoint's tensor `prefix + key`, converted to the graph's dtype; written once, however often used."""
+        if key in self._names:
+            return key
+        return self.tensor(key, self.checkpoint.read(self.prefix + key, shape).astype(self.dtype))
+
+    def stack(self, name: str, keys: list[str], shape: tuple[int, ...]) -> str:
+        """Tensors of one shape stacked on a new first axis (a layer's experts), in memory one at a time."""
+        parts = (self.checkpoint.read(self.prefix + k, shape).astype(self.dtype) for k in keys)
+        return self._external(name, (len(keys), *shape), self.dtype, parts)
+
+    def tensor(self, name: str, value: np.ndarray) -> str:
+        """A weight computed here rather than read."""
+        return self._external(name, value.shape, value.dtype, [value])
+
+    def _external(self, name: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> str:
+        start = -(-self._data.tell() // ALIGN) * ALIGN
+        self._data.seek(start)
+        for part in parts:
+            np.ascontiguousarray(part).tofile(self._data)
+        tensor = TensorProto(name=name, data_type=ONNX_TYPE[np.dtype(dtype)], dims=shape,
+                             data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", "model.onnx.data"), ("offset", start), ("length", self._data.tell() - start)):
+            tensor.external_data.add(key=key, value=str(value))
+        self.initializers.append(tensor)
+        self._names.add(name)
+        return name
+
+    def const(self, value: np.ndarray | list | int | float, dtype: np.dtype | None = None) -> str:
+        """A small constant inside model.onnx. Python ints become int64, floats the graph's dtype."""
+        array = np.asarray(value)
+        array = array.astype(dtype or (self.dtype if array.dtype.kind == "f" else np.int64))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"const_{len(self._constants)}"
+            self.initializers.append(onnx.numpy_helper.from_array(array, name))
+            self._constants[key] = name
+        return self._constants[key]
+
+    # ---- nodes ----------------------------------------------------------------------------------------------------
+    def op(self, op_type: str, *inputs: str, domain: str = "", **attributes) -> str:
+        return self.ops(op_type, *inputs, n_outputs=1, domain=domain, **attributes)[0]
+
+    def ops(self, op_type: str, *inputs: str, n_outputs: int = 0, names: list[str] | None = None, domain: str = "",
+            **attributes) -> list[str]:
+        """A node with several outputs, or (`names`) with outputs of given names."""
+        name = f"{op_type}_{len(self.nodes)}"
+        outputs = names or ([name] if n_outputs == 1 else [f"{name}_{i}" for i in range(n_outputs)])
+        self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=name, domain=domain, **attributes))
+        return outputs
+
+    def linear(self, x: str, key: str, bias: bool = False) -> str:
+        """x [n, in] -> [n, out] with `key`.weight [out, in] (and `key`.bias [out])."""
+        operands = [x, self.weight(f"{key}.weight")] + ([self.weight(f"{key}.bias")] if bias else [])
+        return self.op("Gemm", *operands, transB=1)
+
+    def rms_norm(self, x: str, key: str, eps: float) -> str:
+        return self.op("RMSNormalization", x, self.weight(f"{key}.weight"), axis=-1, epsilon=eps)
+
+    def layer_norm(self, x: str, key: str, eps: float) -> str:
+        return self.op("LayerNormalization", x, self.weight(f"{key}.weight"), self.weight(f"{key}.bias"),
+                       axis=-1, epsilon=eps)
+
+    def reshape(self, x: str, shape: list[int]) -> str:
+        """0 keeps a dimension, -1 infers one (ONNX Reshape)."""
+        return self.op("Reshape", x, self.const(shape))
+
+    def transpose(self, x: str, perm: list[int]) -> str:
+        return self.op("Transpose", x, perm=perm)
+
+    def swiglu(self, x: str, key: str) -> str:
+        """down(silu(gate(x)) * up(x)) with the checkpoint's `key`.{gate,up,down}_proj."""
+        gated = self.op("Mul", self.op("Swish", self.linear(x, f"{key}.gate_proj")), self.linear(x, f"{key}.up_proj"))
+        return self.linear(gated, f"{key}.down_proj")
+
+    def cast(self, x: str, dtype: np.dtype) -> str:
+        return self.op("Cast", x, to=ONNX_TYPE[np.dtype(dtype)])
+
+    # ---- file -----------------------------------------------------------------------------------------------------
+    def save(self, config: dict) -> None:
+        """Write model.onnx and config.json (`config` plus the graph's inputs, outputs and state)."""
+        self._data.close()
+        value = lambda e, key: helper.make_tensor_value_info(  # noqa: E731
+            e[key], ONNX_TYPE[np.dtype(e["dtype"])], e["shape"])
+        graph = helper.make_graph(
+            self.nodes, config["engine"],
+            [value(e, "name") for e in self.inputs] + [value(e, "input") for e in self.states],
+            [value(e, "name") for e in self.outputs] + [value(e, "output") for e in self.states],
+            self.initializers)
+        opsets = [helper.make_opsetid("", OPSET)]
+        if self.functions:
+            opsets.append(helper.make_opsetid(DOMAIN, 1))
+        model = helper.make_model(graph, opset_imports=opsets, functions=self.functions, ir_version=IR_VERSION,
+                                  producer_name="omni_ros")
+        onnx.save(model, self.directory / "model.onnx")
+        config = {**config, "dtype": str(self.dtype), "inputs": self.inputs, "outputs": self.outputs,
+                  "state": self.states}
+        (self.directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

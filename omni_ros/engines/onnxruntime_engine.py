@@ -1,0 +1,106 @@
+"""ONNX Runtime backend. State tensors are allocated once; KV caches are written in place by the graph itself."""
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from omni_ros.errors import EngineError, InputError, KVCacheFullError
+
+ORT_TYPE = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
+            "tensor(bool)": "bool"}
+
+
+class OnnxRuntimeEngine:
+    """See engine.Engine. Not thread-safe: one engine belongs to one stage."""
+
+    def __init__(self, directory: Path, config: dict, threads: int):
+        self.directory, self.config, self.length = directory, config, 0
+        path = directory / "model.onnx"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != config["graph_sha256"]:
+            raise EngineError(f"{path}: damaged (its checksum differs from config.json); build the engine again")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Stages share the cores: a pool that spins after its work would take them from the next stage.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ORT raises half a dozen classes of its own for a bad model
+            raise EngineError(f"{path}: ONNX Runtime cannot load it ({e}); build the engine again") from e
+        self._check_graph()
+        self.inputs = {i["name"]: np.dtype(i["dtype"]) for i in config["inputs"]}
+        self.output_names = [o["name"] for o in config["outputs"]]
+        position = config.get("position") or {}
+        self.position_input, self.counts = position.get("input"), position.get("counts")
+        self.axis, self.capacity = position.get("axis", 0), config["limits"].get("capacity")
+        self.inputs.pop(self.position_input, None)
+        self.binding = self.session.io_binding()
+        self.buffers = [self._allocate(s) for s in config["state"]]
+        # State that is not written in place needs a second buffer: a run reads one and writes the other.
+        self.spares = [b if s["in_place"] else self._allocate(s) for s, b in zip(config["state"], self.buffers)]
+        for state, buffer in zip(config["state"], self.buffers):
+            if state["in_place"]:
+                self.binding.bind_ortvalue_input(state["input"], buffer)
+
+    @staticmethod
+    def _allocate(state: dict) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(state["shape"], state["dtype"]))
+
+    def _check_graph(self) -> None:
+        """config.json and model.onnx must describe the same inputs and outputs."""
+        c = self.config
+        declared = {**{e["name"]: e for e in c["inputs"] + c["outputs"]}, **{s["input"]: s for s in c["state"]},
+                    **{s["output"]: s for s in c["state"]}}
+        found = {v.name: v for v in self.session.get_inputs() + self.session.get_outputs()}
+        where = self.directory / "config.json"
+        if set(declared) != set(found):
+            raise EngineError(f"{where}: disagrees with model.onnx about {sorted(set(declared) ^ set(found))}; build again")
+        for name, value in found.items():
+            shape, dtype = [d if isinstance(d, int) else "*" for d in value.shape], ORT_TYPE.get(value.type, value.type)
+            wanted = [d if isinstance(d, int) else "*" for d in declared[name]["shape"]]
+            if shape != wanted or dtype != declared[name]["dtype"]:
+                raise EngineError(f"{where}: says {name} is {declared[name]['dtype']}{wanted}, model.onnx has "
+                                  f"{dtype}{shape}; build again")
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if inputs.keys() != self.inputs.keys():
+            raise InputError(f"{self.config['engine']} takes {sorted(self.inputs)}, got {sorted(inputs)}")
+        bound = {name: np.ascontiguousarray(array, self.inputs[name]) for name, array in inputs.items()}
+        rows = bound[self.counts].shape[self.axis] if self.counts else 0
+        if self.counts:
+            if self.length + rows > self.capacity:
+                raise KVCacheFullError(f"{self.config['engine']}: {self.length} + {rows} rows do not fit its capacity of "
+                                       f"{self.capacity}; build with a larger one or shorten the turn")
+            bound[self.position_input] = np.array([self.length], np.int64)
+        for name, array in bound.items():
+            self.binding.bind_cpu_input(name, array)
+        self.binding.clear_binding_outputs()
+        for name in self.output_names:
+            self.binding.bind_output(name)
+        for state, buffer, spare in zip(self.config["state"], self.buffers, self.spares):
+            if not state["in_place"]:
+                self.binding.bind_ortvalue_input(state["input"], buffer)
+            self.binding.bind_ortvalue_output(state["output"], spare)
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as e:
+            raise EngineError(f"{self.config['engine']}: ONNX Runtime failed on inputs "
+                              f"{ {k: v.shape for k, v in bound.items()} } ({e})") from e
+        self.buffers, self.spares = self.spares, self.buffers
+        self.length += rows
+        outputs = self.binding.get_outputs()
+        return {name: outputs[i].numpy() for i, name in enumerate(self.output_names)}
+
+    def reset(self) -> None:
+        self.length = 0
+        for state, buffer in zip(self.config["state"], self.buffers):
+            if not state["in_place"]:  # KV cache columns beyond `length` are never read
+                buffer.update_inplace(np.zeros(state["shape"], state["dtype"]))
+
+    def truncate(self, length: int) -> None:
+        if not all(s["in_place"] for s in self.config["state"]):
+            raise EngineError(f"{self.config['engine']}: this engine's state can be reset but not truncated")
+        if not 0 <= length <= self.length:
+            raise ValueError(f"truncate({length}) of {self.length} rows")
+        self.length = length

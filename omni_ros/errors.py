@@ -1,0 +1,29 @@
+"""Every error that omni_ros raises on purpose. Catch `OmniError` to keep serving the next turn."""
+
+
+class OmniError(Exception):
+    """Base of all errors below; its text names the file or value at fault and the fix."""
+
+
+class CheckpointError(OmniError):
+    """A Hugging Face checkpoint is missing, truncated, or not a supported qwen3_omni_moe."""
+
+
+class EngineError(OmniError):
+    """An engine directory is missing, corrupt, or disagrees with its own config.json."""
+
+
+class InputError(OmniError):
+    """A request, media file or message that cannot be used: malformed, empty, unreadable."""
+
+
+class PromptTooLongError(InputError):
+    """The prompt has more tokens than the engines were built for."""
+
+
+class UnknownSpeakerError(InputError):
+    """The checkpoint has no such voice; the text lists the voices it has."""
+
+
+class KVCacheFullError(OmniError):
+    """A stateful engine has no room for the next step (KV cache or maximum code length)."""

@@ -1,0 +1,175 @@
+"""ROS messages to arrays and back. Everything that cannot be used raises InputError with the reason."""
+
+import array
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image as Picture
+
+from omni_ros.errors import InputError
+
+# sensor_msgs/image_encodings.hpp: encoding -> (bytes per pixel, order of R, G, B among a pixel's samples).
+_PACKED = {
+    "rgb8": (3, (0, 1, 2)),
+    "bgr8": (3, (2, 1, 0)),
+    "rgba8": (4, (0, 1, 2)),
+    "bgra8": (4, (2, 1, 0)),
+    "mono8": (1, (0, 0, 0)),
+    "8UC1": (1, (0, 0, 0)),
+    "mono16": (2, (0, 0, 0)),
+}
+# 4:2:2, two pixels in four bytes: encoding -> places of Y0, Y1, U, V. `yuv422` means UYVY.
+_YUV422 = {"yuv422": (1, 3, 0, 2), "uyvy": (1, 3, 0, 2), "yuv422_yuy2": (0, 2, 1, 3), "yuyv": (0, 2, 1, 3)}
+# What Pillow raises for broken files: SyntaxError is its PNG reader's.
+_UNREADABLE = (OSError, ValueError, SyntaxError, Picture.DecompressionBombError)
+
+
+def check_image(msg) -> None:
+    """Whether a sensor_msgs/Image can be converted, without touching a pixel (cheap enough for a callback)."""
+    if msg.encoding not in _PACKED and msg.encoding not in _YUV422:
+        known = ", ".join([*_PACKED, *_YUV422])
+        raise InputError(f"image encoding '{msg.encoding}' is not supported: convert it to one of {known}")
+    if msg.height == 0 or msg.width == 0:
+        raise InputError(f"image of {msg.width}x{msg.height} pixels is empty")
+    if msg.encoding in _YUV422 and msg.width % 2:
+        raise InputError(f"image of encoding '{msg.encoding}' has an odd width {msg.width}: 4:2:2 needs pairs")
+    row = msg.width * (_PACKED[msg.encoding][0] if msg.encoding in _PACKED else 2)
+    if msg.step < row:
+        raise InputError(f"image step {msg.step} is less than a row of {msg.width} '{msg.encoding}' pixels ({row})")
+    if len(msg.data) != msg.step * msg.height:
+        raise InputError(f"image has {len(msg.data)} bytes, not step {msg.step} x height {msg.height}")
+
+
+def image_to_rgb(msg) -> np.ndarray:
+    """sensor_msgs/Image -> uint8 RGB [H, W, 3], contiguous."""
+    check_image(msg)
+    rows = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step)
+    if msg.encoding in _YUV422:
+        return _yuv422_to_rgb(rows[:, : 2 * msg.width].reshape(msg.height, -1, 4), *_YUV422[msg.encoding])
+    size, order = _PACKED[msg.encoding]
+    pixels = rows[:, : size * msg.width].reshape(msg.height, msg.width, size)
+    if msg.encoding == "mono16":
+        pixels = pixels[..., :1] if msg.is_bigendian else pixels[..., 1:]  # the high byte is the 8-bit picture
+    return np.ascontiguousarray(pixels[..., order])
+
+
+def _yuv422_to_rgb(pairs: np.ndarray, y0: int, y1: int, u: int, v: int) -> np.ndarray:
+    """uint8 [H, W/2, 4] -> [H, W, 3]; ITU-R BT.601, 16..235, the range cameras send."""
+    luma = 1.164 * (pairs[..., [y0, y1]].reshape(pairs.shape[0], -1).astype(np.float32) - 16)  # [H, W]
+    blue, red = (np.repeat(pairs[..., place].astype(np.float32) - 128, 2, axis=1) for place in (u, v))
+    rgb = np.stack([luma + 1.596 * red, luma - 0.391 * blue - 0.813 * red, luma + 2.018 * blue], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
+def open_compressed(msg) -> Picture.Image:
+    """sensor_msgs/CompressedImage -> Pillow image whose header is read and whose pixels are not decoded yet."""
+    try:
+        return Picture.open(io.BytesIO(msg.data))
+    except _UNREADABLE as error:
+        raise InputError(f"compressed image of format '{msg.format}' cannot be read: {error}") from error
+
+
+def compressed_to_rgb(msg) -> np.ndarray:
+    """sensor_msgs/CompressedImage (any format Pillow knows: JPEG, PNG, WebP) -> uint8 RGB [H, W, 3]."""
+    try:
+        return np.array(open_compressed(msg).convert("RGB"))
+    except _UNREADABLE as error:  # truncated data shows only while decoding
+        raise InputError(f"compressed image of format '{msg.format}' cannot be decoded: {error}") from error
+
+
+def fit_pixels(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
+    """uint8 RGB [H, W, 3], shrunk to at most `max_pixels` with its proportions kept."""
+    height, width = rgb.shape[:2]
+    scale = (max_pixels / (height * width)) ** 0.5
+    if scale >= 1:
+        return rgb
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return np.array(Picture.fromarray(rgb).resize(size, Picture.Resampling.BICUBIC))
+
+
+def interleaved_to_mono(data, dtype: str, channels: int) -> np.ndarray:
+    """Interleaved PCM in a buffer -> float32 [n] in [-1, 1], the mean of its channels."""
+    size = np.dtype(dtype).itemsize
+    count = memoryview(data).nbytes
+    if count == 0:
+        raise InputError("audio message is empty")
+    if channels < 1 or count % (size * channels):
+        raise InputError(f"audio message of {count} bytes is no whole number of {channels}-channel {dtype} samples")
+    samples = np.frombuffer(data, dtype).reshape(-1, channels)
+    if samples.dtype.kind == "f":
+        if not np.isfinite(samples).all():
+            raise InputError("audio message has samples that are not numbers (NaN or infinity)")
+        return samples.mean(axis=1, dtype=np.float32)
+    zero, scale = (128, 128) if samples.dtype.kind == "u" else (0, -np.iinfo(dtype).min)
+    return (samples.mean(axis=1, dtype=np.float32) - np.float32(zero)) / np.float32(scale)
+
+
+def _check_rate(rate: int) -> int:
+    if not 8000 <= rate <= 192000:
+        raise InputError(f"audio sample rate {rate} Hz is outside 8000..192000")
+    return rate
+
+
+AudioReader = Callable[[object], tuple[np.ndarray, int]]  # message -> (float32 mono [n], sample rate)
+
+
+def audio_reader(message_type: type, sample_rate: int, channels: int) -> AudioReader | None:
+    """How to read `message_type`, or None when it is no audio type that we know.
+
+    Types are told apart by their fields, because two packages called audio_common_msgs exist. `sample_rate` and
+    `channels` are used by the types that do not carry their own.
+    """
+    fields = message_type.get_fields_and_field_types()
+
+    def raw_bytes(data) -> tuple[np.ndarray, int]:
+        if len(data) > 3 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MPEG sync word, layer III
+            raise InputError("audio looks like MP3: start audio_capture with format:=wave (16-bit PCM)")
+        return interleaved_to_mono(data, "<i2", channels), sample_rate
+
+    def int16_multi_array(msg) -> tuple[np.ndarray, int]:
+        declared = next((dim.size for dim in msg.layout.dim if dim.label == "channels"), channels)
+        if declared != channels:
+            raise InputError(f"audio message has {declared} channels, but parameter channels is {channels}")
+        return interleaved_to_mono(msg.data, "i2", channels), sample_rate
+
+    def raw_audio(msg) -> tuple[np.ndarray, int]:
+        if msg.format != "pcm-s16":
+            raise InputError(f"audio format '{msg.format}' is not supported: RawAudio must be 'pcm-s16'")
+        return interleaved_to_mono(msg.data, "<i2", msg.number_of_channels), _check_rate(msg.sample_rate)
+
+    def audio_stamped(msg) -> tuple[np.ndarray, int]:
+        info, data = msg.audio.info, msg.audio.audio_data
+        for values, dtype in (
+            (data.float32_data, "f4"),
+            (data.int32_data, "i4"),
+            (data.int16_data, "i2"),
+            (data.int8_data, "i1"),
+            (data.uint8_data, "u1"),
+        ):
+            if len(values):
+                return interleaved_to_mono(values, dtype, info.channels), _check_rate(info.rate)
+        raise InputError("audio message is empty")
+
+    if fields == {"layout": "std_msgs/MultiArrayLayout", "data": "sequence<int16>"}:  # std_msgs/Int16MultiArray
+        return int16_multi_array
+    if fields == {"data": "sequence<uint8>"}:  # ros-drivers audio_common_msgs/AudioData
+        return lambda msg: raw_bytes(msg.data)
+    if fields.get("audio") == "audio_common_msgs/AudioData":  # ros-drivers audio_common_msgs/AudioDataStamped
+        return lambda msg: raw_bytes(msg.audio.data)
+    if fields.get("audio") == "audio_common_msgs/Audio":  # mgonzs13's audio_common_msgs/AudioStamped
+        return audio_stamped
+    if {"data", "format", "sample_rate", "number_of_channels"} <= fields.keys():  # foxglove_msgs/RawAudio
+        return raw_audio
+    return None
+
+
+def fill_pcm(msg, pcm: np.ndarray):
+    """Put float32 mono PCM [n] into a std_msgs/Int16MultiArray, which is returned.
+
+    array.array is what rosidl stores: assigning it is a pointer move, a numpy array would be copied item by item.
+    """
+    samples = array.array("h")
+    samples.frombytes((np.clip(pcm, -1.0, 1.0) * 32767).round().astype(np.int16).tobytes())
+    msg.data = samples
+    return msg

@@ -1,0 +1,120 @@
+"""Hands out speech at the pace of playback, so that a stop is heard soon and the pipeline never waits for it."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+SAMPLE_RATE = 24000
+
+
+class SpeechPublisher:
+    """Publishes one response at a time in chunks, from its own thread, never more than `lead` seconds ahead of the
+    moment they are heard; what stays here can still be dropped.
+
+    Every call names its response: pieces of one that was cancelled arrive late and are ignored.
+    """
+
+    def __init__(
+        self,
+        publish: Callable[[np.ndarray], None],  # float32 [n] at 24 kHz
+        on_speaking: Callable[[bool], None],
+        *,
+        chunk: float,  # seconds per message
+        lead: float,  # seconds
+    ) -> None:
+        self._publish = publish
+        self._on_speaking = on_speaking
+        self._chunk = round(chunk * SAMPLE_RATE)
+        self._lead = lead
+        # Publishing happens inside the lock: once cancel() has returned, no chunk of that response can follow.
+        self._changed = threading.Condition()
+        self._response: int | None = None
+        self._closed = False
+        self.speaking = False
+        self.gaps = 0  # times that playback ran dry inside a response: speech was made slower than real time
+        self._forget()
+        self._thread = threading.Thread(target=self._run, name="speech", daemon=True)
+        self._thread.start()
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of speech that wait to be published."""
+        return self._waiting.size / SAMPLE_RATE
+
+    def begin(self, response: int) -> None:
+        with self._changed:
+            self._forget()
+            self._response = response
+
+    def push(self, response: int, pcm: np.ndarray) -> None:
+        """More speech, float32 [n] at 24 kHz."""
+        with self._changed:
+            if response == self._response:
+                self._waiting = np.concatenate([self._waiting, pcm])
+                self._changed.notify_all()
+
+    def end(self, response: int) -> None:
+        """No more speech will come; returns once all of it was heard, or was cancelled."""
+        with self._changed:
+            if response == self._response:
+                self._ended = True
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._response != response)
+
+    def cancel(self) -> None:
+        """Stop now: what was not published never is."""
+        with self._changed:
+            self._stop()
+
+    def close(self) -> None:
+        with self._changed:
+            self._stop()
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _forget(self) -> None:
+        self._waiting = np.zeros(0, np.float32)
+        self._ended = False
+        self._heard_at = 0.0  # when the last published sample will have been heard (monotonic clock)
+
+    def _stop(self) -> None:
+        self._response = None
+        self._forget()
+        self._set_speaking(False)
+        self._changed.notify_all()
+
+    def _set_speaking(self, speaking: bool) -> None:
+        if speaking != self.speaking:
+            self.speaking = speaking
+            self._on_speaking(speaking)
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._closed:
+                self._changed.wait(self._step())
+
+    def _step(self) -> float | None:
+        """Publish what is due and return the seconds until there may be more to do (None: until notified)."""
+        while self._response is not None:
+            now = time.monotonic()
+            ahead = self._heard_at - now
+            # A part of a chunk goes out alone only when waiting for the rest would be heard as silence.
+            due = self._waiting.size >= self._chunk or (self._waiting.size > 0 and (self._ended or ahead <= 0))
+            if due and ahead >= self._lead:
+                return ahead - self._lead + 1e-3
+            if due:
+                chunk, self._waiting = np.split(self._waiting, [self._chunk])
+                self.gaps += self.speaking and ahead < 0
+                self._heard_at = max(self._heard_at, now) + chunk.size / SAMPLE_RATE
+                self._set_speaking(True)
+                self._publish(chunk)
+            elif ahead > 0 and (self._ended or self._waiting.size):
+                return ahead + 1e-3
+            elif self._ended:
+                self._stop()
+            else:
+                return None
+        return None

@@ -1,0 +1,46 @@
+"""Code2Wav: codec codes -> PCM, streaming; the state between calls lives in the engine."""
+import numpy as np
+
+from omni_ros.engines.engine import Engine
+from omni_ros.errors import EngineError, InputError
+
+
+class Code2Wav:
+    """One waveform at a time: `decode` continues it, however the frames are cut into calls, `reset` begins the next.
+
+    The waveform is that of transformers' `Qwen3OmniMoeCode2Wav` decoding all frames at once. Its transposed
+    convolutions look `lookahead_samples` ahead, so the first call returns that many samples less than its frames last,
+    every later call exactly `samples_per_frame` per frame. The end needs no flush.
+    """
+
+    def __init__(self, engine: Engine):
+        if engine.config["engine"] != "code2wav":
+            raise EngineError(f"{engine.directory}: holds a {engine.config['engine']} engine, Code2Wav needs code2wav")
+        self.engine = engine
+        model = engine.config["model"]
+        self.sample_rate: int = model["sample_rate"]
+        self.num_quantizers: int = model["num_quantizers"]
+        self.codebook_size: int = model["codebook_size"]
+        self.samples_per_frame: int = model["samples_per_frame"]
+        self.lookahead_samples: int = model["lookahead_samples"]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """codes int64 [num_quantizers, frames >= 1], the frames that follow the last call's -> pcm float32 [samples].
+
+        Raises InputError for codes of the wrong shape or range, KVCacheFullError past the engine's longest speech;
+        after either the waveform goes on as if the call had not been made.
+        """
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or len(codes) != self.num_quantizers or codes.shape[1] < 1 or codes.dtype.kind not in "iu":
+            raise InputError(f"codes must be integers [{self.num_quantizers}, frames >= 1], got {codes.dtype} "
+                             f"{list(codes.shape)}")
+        outside = (codes < 0) | (codes >= self.codebook_size)
+        if outside.any():
+            frame, quantizer = np.argwhere(outside.T)[0].tolist()
+            raise InputError(f"codec frame {self.engine.length + frame}, quantizer {quantizer}: code "
+                             f"{codes[quantizer, frame]} is outside the codebook, [0, {self.codebook_size})")
+        return self.engine.run({"codes": codes})["pcm"]
+
+    def reset(self) -> None:
+        """Begin a new waveform."""
+        self.engine.reset()

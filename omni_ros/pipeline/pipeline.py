@@ -1,0 +1,76 @@
+"""The whole model behind one call: `for event in pipeline.generate(request)`."""
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from omni_ros.engines.engine import open_engine
+from omni_ros.errors import EngineError, OmniError
+from omni_ros.pipeline.audio_encoder import AudioEncoder
+from omni_ros.pipeline.code2wav import Code2Wav
+from omni_ros.pipeline.code_predictor import CodePredictor
+from omni_ros.pipeline.prompt import PromptBuilder
+from omni_ros.pipeline.request import Event, Request
+from omni_ros.pipeline.streaming import Turn
+from omni_ros.pipeline.talker import Talker
+from omni_ros.pipeline.thinker import Thinker
+from omni_ros.pipeline.visual_encoder import VisualEncoder
+
+ENGINES = ("thinker", "talker", "code_predictor", "code2wav", "multimodal/audio", "multimodal/visual")
+
+
+class Pipeline:
+    """Six engines and the logic between them. One turn at a time; `cancel` may be called from any thread."""
+
+    def __init__(self, engines: dict):
+        """`engines` maps the folder names of ENGINES to open engines."""
+        self.engines = engines
+        for name, engine in engines.items():
+            if engine.config["engine"] != Path(name).name:
+                raise EngineError(f"{engine.directory}: holds a {engine.config['engine']} engine, expected {Path(name).name}")
+        self.thinker = Thinker(engines["thinker"])
+        self.talker = Talker(engines["talker"], CodePredictor(engines["code_predictor"]), self.thinker.model,
+                             self.thinker.embedding)
+        self.code2wav = Code2Wav(engines["code2wav"])
+        self.prompt_builder = PromptBuilder(
+            engines["thinker"].directory, self.thinker.model, engines["thinker"].config["limits"]["max_input_len"],
+            AudioEncoder(engines["multimodal/audio"]), VisualEncoder(engines["multimodal/visual"]))
+        self._busy = threading.Lock()
+        self._turn: Turn | None = None
+
+    @classmethod
+    def open(cls, engine_dir: str | Path, threads: int = 0) -> "Pipeline":
+        """Load the engines that `offline.build_engines` wrote; `threads` per engine, 0 for every core.
+
+        Raises EngineError naming the file when one is missing or damaged.
+        """
+        return cls({name: open_engine(Path(engine_dir) / name, threads) for name in ENGINES})
+
+    @property
+    def speakers(self) -> list[str]:
+        return sorted(self.talker.model["speaker_id"])
+
+    def generate(self, request: Request) -> Iterator[Event]:
+        """TextDelta and AudioChunk events while they are made, then Finished.
+
+        Raises InputError, PromptTooLongError, UnknownSpeakerError or EngineError; the next turn works after each.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise OmniError("a turn is running; cancel() it and read its events to the end first")
+        try:
+            self._turn = Turn(request, self.prompt_builder, self.thinker, self.talker, self.code2wav)
+            yield from self._turn.run()
+        finally:
+            self._turn = None
+            self._busy.release()
+
+    def cancel(self) -> None:
+        """End the running turn, if any, at its next decode step."""
+        if (turn := self._turn) is not None:
+            turn.cancel()
+
+    def close(self) -> None:
+        """Cancel and free the engines; the pipeline cannot be used afterwards."""
+        self.cancel()
+        with self._busy:
+            self.engines.clear()
+            del self.thinker, self.talker, self.code2wav, self.prompt_builder

@@ -1,0 +1,80 @@
+"""What goes into a turn and what comes out of it."""
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from omni_ros.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn. `messages` follow the chat format: role plus a string or a list of parts
+    {"type": "text"|"audio"|"image"|"video", <type>: value}; audio is a file, a mel .safetensors or float32 [n] at
+    16 kHz, image a file or uint8 [H, W, 3], video a file or uint8 [T, H, W, 3] (with "fps", default 2).
+
+    temperature 0 makes the Thinker greedy; talker_temperature 0 the Talker and the CodePredictor. top_k 0 keeps all.
+    """
+
+    messages: list[dict[str, Any]]
+    max_generate_length: int = 256  # tokens, the end token included
+    audio_output: bool = True
+    streaming: bool = True  # False: Talker after Thinker, Code2Wav after Talker; same tokens and codes
+    temperature: float = 0.7
+    top_k: int = 20
+    top_p: float = 0.8
+    talker_temperature: float = 0.9
+    talker_top_k: int = 10
+    talker_top_p: float = 1.0
+    repetition_penalty: float = 1.0  # of the Talker's first codebook
+    max_audio_length: int = 4096  # codec frames of 80 ms
+    speaker: str | None = None  # None: the checkpoint's default voice
+    seed: int | None = None  # None: different every time
+    first_chunk_frames: int = 1  # speech chunks start this small ...
+    chunk_frames: int = 8  # ... and double up to this size
+
+    def __post_init__(self) -> None:
+        limits = {"max_generate_length": (1, None), "temperature": (0, None), "top_k": (0, None), "top_p": (0, 1),
+                  "talker_temperature": (0, None), "talker_top_k": (0, None), "talker_top_p": (0, 1),
+                  "max_audio_length": (1, None), "first_chunk_frames": (1, None), "chunk_frames": (1, None),
+                  "seed": (0, None)}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in limits and value is not None:
+                low, high = limits[f.name]
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or value < low or (high and value > high):
+                    raise InputError(f"{f.name} = {value!r} must be a number from {low} to {high or 'any'}")
+        if not self.repetition_penalty > 0:
+            raise InputError(f"repetition_penalty = {self.repetition_penalty!r} must be above 0")
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """New reply text and the tokens it came from (a token that ends inside a UTF-8 character adds no text yet)."""
+
+    text: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """The next samples of speech, float32 [n] in -1..1 at 24 kHz."""
+
+    pcm: np.ndarray
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """End of the turn. `reason` is why the text ended, `audio_reason` why the speech did:
+    stop | length | kv_cache_full | cancelled | none (no speech was asked for or there was no word to speak)."""
+
+    text: str
+    token_ids: list[int]
+    codes: np.ndarray  # int64 [16, frames]
+    reason: str
+    audio_reason: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+Event = TextDelta | AudioChunk | Finished

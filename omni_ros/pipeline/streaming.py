@@ -1,0 +1,227 @@
+"""One turn as three concurrent stages: Thinker -> tokens -> Talker -> codec frames -> Code2Wav -> events.
+
+What a stage computes depends only on the data it receives, never on when it arrives, so streaming and offline give
+identical tokens and codes. A reply token is handed to the Talker only once it is known not to be the last one, which
+is the moment it is generated: transformers never feeds the last token of a reply.
+"""
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from omni_ros.pipeline.channel import Channel, ChannelClosed
+from omni_ros.pipeline.code2wav import Code2Wav
+from omni_ros.pipeline.prompt import Prompt, PromptBuilder
+from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta
+from omni_ros.pipeline.sampling import Sampler
+from omni_ros.pipeline.talker import Talker
+from omni_ros.pipeline.thinker import Thinker
+
+EVENT_BACKLOG = 64  # events a slow consumer may leave unread before the stages wait for it
+
+
+class Turn:
+    """Runs one request. The three stages own their engines for the length of the turn."""
+
+    def __init__(self, request: Request, builder: PromptBuilder, thinker: Thinker, talker: Talker, code2wav: Code2Wav):
+        self.request, self.builder, self.thinker, self.talker, self.code2wav = request, builder, thinker, talker, code2wav
+        self.max_frames = code2wav.engine.config["limits"]["capacity"]
+        self.cancelled = threading.Event()
+        self.tokens: Channel[int] = Channel(request.max_generate_length)
+        self.frames: Channel[np.ndarray] = Channel(min(request.max_audio_length, self.max_frames) + 1)
+        self.events: Channel[Event] = Channel(EVENT_BACKLOG)
+        self.error: BaseException | None = None
+        self.reason, self.audio_reason = "cancelled", "none"
+        self.token_ids: list[int] = []
+        self.text, self.text_ended = "", False
+        self.codes: list[np.ndarray] = []
+        self.prompt_ready: Channel[tuple[Prompt, np.ndarray]] = Channel(1)
+        self.metrics: dict[str, Any] = {}
+        seed = np.random.SeedSequence(request.seed)
+        self.thinker_rng, self.talker_rng, self.predictor_rng = map(np.random.default_rng, seed.spawn(3))
+
+    # ---- driving ------------------------------------------------------------------------------------------------
+    def run(self) -> Iterator[Event]:
+        """Yields the events in order; raises the first stage's error. Leaving the iterator cancels the turn."""
+        stages = [self.think] + ([self.talk, self.vocode] if self.request.audio_output else [])
+        if self.request.audio_output:
+            self.speaker = self.talker.speaker_id(self.request.speaker)
+        self.started = time.perf_counter()
+        threads = [threading.Thread(target=self._guard, args=(stage,), name=stage.__name__, daemon=True) for stage in stages]
+        closer = threading.Thread(target=self._close_events, args=(threads,), name="turn", daemon=True)
+        for thread in threads:
+            thread.start()
+        closer.start()
+        try:
+            yield from self.events
+        finally:
+            self.cancel()
+            self.events.abort()
+            closer.join()
+        if self.error:
+            raise self.error
+        yield Finished(self.text, self.token_ids, self._codes(), self.reason, self.audio_reason, self._metrics())
+
+    def cancel(self) -> None:
+        """Stop at the next decode step; the turn then ends with reason "cancelled". Safe from any thread."""
+        self.cancelled.set()
+
+    def _guard(self, stage) -> None:
+        try:
+            stage()
+        except ChannelClosed:
+            self.cancelled.set()
+        except BaseException as e:  # noqa: BLE001 - whatever a stage dies of belongs to the caller of run()
+            self.error = self.error or e
+            for channel in (self.tokens, self.frames, self.prompt_ready, self.events):
+                channel.abort()
+
+    def _close_events(self, threads: list[threading.Thread]) -> None:
+        for thread in threads:
+            thread.join()
+        self.events.close()
+
+    # ---- Thinker --------------------------------------------------------------------------------------------------
+    def think(self) -> None:
+        r, m = self.request, self.thinker.model
+        try:
+            prompt = self.builder.build(r.messages)
+            self._mark("inputs_s")
+            logits, accept_hidden = self.thinker.prefill(prompt)
+            self._mark("prefill_s")
+            self.metrics["prompt_tokens"] = len(prompt.ids)
+            self.prompt_ready.put((prompt, accept_hidden))
+            sampler = Sampler(m["vocab_size"], r.temperature, r.top_k, r.top_p, self.thinker_rng)
+            stream = self.builder.tokenizer.stream()
+            while not self.cancelled.is_set():
+                token = sampler(logits)
+                self.token_ids.append(token)
+                self._mark("first_token_s", once=True)
+                last = self._why_last(token)
+                if last != "stop":
+                    self._say(stream(token), [token])
+                if last:
+                    self.reason = last
+                    # transformers cannot speak a reply of one token; ours is heard
+                    if len(self.token_ids) == 1 and last != "stop":
+                        self.tokens.put(token)
+                    break
+                self.tokens.put(token)
+                logits = self.thinker.step(token)
+            self._mark("last_token_s")
+            if rest := stream.rest():
+                self._say(rest, [])
+        finally:
+            self.tokens.close()
+            self.prompt_ready.close()
+
+    def _say(self, text: str, token_ids: list[int]) -> None:
+        self.text += text
+        self.events.put(TextDelta(text, token_ids))
+
+    def _why_last(self, token: int) -> str | None:
+        if token == self.thinker.model["im_end_token_id"]:
+            return "stop"
+        if len(self.token_ids) >= self.request.max_generate_length:
+            return "length"
+        return "kv_cache_full" if self.thinker.is_full else None
+
+    # ---- Talker + CodePredictor -----------------------------------------------------------------------------------
+    def talk(self) -> None:
+        r, talker = self.request, self.talker
+        try:
+            ready = self.prompt_ready.get()
+            if not r.streaming:
+                self.tokens.wait_closed()
+            first = self.tokens.get()
+            if ready is None or first is None:
+                return
+            self.audio_reason = "cancelled"
+            greedy = r.talker_temperature == 0
+            sampler = talker.sampler(r.talker_temperature, r.talker_top_k, r.talker_top_p, r.repetition_penalty, self.talker_rng)
+            limit = min(r.max_audio_length, self.max_frames)
+            logits = talker.prefill(*ready, first, self.speaker)
+            while not self.cancelled.is_set():
+                code0 = sampler(logits)
+                if code0 == talker.eos:
+                    self.audio_reason = "stop"
+                    break
+                codes, embed_sum = talker.frame(code0, None if greedy else self.predictor_rng)
+                self.codes.append(codes)
+                self._mark("first_code_s", once=True)
+                self.frames.put(codes)
+                if len(self.codes) >= limit:
+                    self.audio_reason = "length"
+                    break
+                if talker.is_full:
+                    self.audio_reason = "kv_cache_full"
+                    break
+                logits = talker.step(embed_sum, self._next_text())
+            self._mark("last_code_s")
+        finally:
+            self.frames.close()
+
+    def _next_text(self) -> np.ndarray:
+        """The text row [1, H] of the next frame: a reply token, then tts_eos once, then tts_pad."""
+        if self.text_ended:
+            return self.talker.tts_pad
+        token = self.tokens.get()
+        if token is not None:
+            return self.talker.text([token])
+        self.text_ended = True
+        return self.talker.tts_eos
+
+    # ---- Code2Wav ---------------------------------------------------------------------------------------------------
+    def vocode(self) -> None:
+        r, samples = self.request, 0
+        self.code2wav.reset()
+        size = r.first_chunk_frames
+        pending: list[np.ndarray] = []
+        if not r.streaming:
+            self.frames.wait_closed()
+        for frame in self.frames:
+            pending.append(frame)
+            if not r.streaming:
+                pending += self.frames.drain()
+            if len(pending) >= size or not r.streaming:
+                samples += self._emit(pending)
+                pending, size = [], min(size * 2, r.chunk_frames)
+        if self.cancelled.is_set():
+            return
+        if pending:
+            samples += self._emit(pending)
+        self.events.put(AudioChunk(np.zeros(0, np.float32), is_last=True))
+        self.metrics["audio_samples"] = samples
+
+    def _emit(self, frames: list[np.ndarray]) -> int:
+        if self.cancelled.is_set():
+            return 0
+        pcm = self.code2wav.decode(np.stack(frames, axis=1))
+        self._mark("first_pcm_s", once=True)
+        self._mark("last_pcm_s")
+        self.events.put(AudioChunk(pcm, is_last=False))
+        return len(pcm)
+
+    # ---- results ----------------------------------------------------------------------------------------------------
+    def _mark(self, name: str, once: bool = False) -> None:
+        if not (once and name in self.metrics):
+            self.metrics[name] = time.perf_counter() - self.started
+
+    def _codes(self) -> np.ndarray:
+        return np.stack(self.codes, axis=1) if self.codes else np.zeros((self.code2wav.num_quantizers, 0), np.int64)
+
+    def _metrics(self) -> dict[str, Any]:
+        """Times in seconds since the request arrived, then rates."""
+        m = {k: round(v, 6) if isinstance(v, float) else v for k, v in self.metrics.items()}
+        m["reply_tokens"], m["frames"] = len(self.token_ids), len(self.codes)
+        decode = m.get("last_token_s", 0) - m.get("first_token_s", 0)
+        if m["reply_tokens"] > 1 and decode > 0:
+            m["tokens_per_s"] = round((m["reply_tokens"] - 1) / decode, 2)
+        if m.get("audio_samples"):
+            m["audio_s"] = m["audio_samples"] / self.code2wav.sample_rate
+            m["rtf"] = round(m["last_pcm_s"] / m["audio_s"], 4)
+            m["ms_per_frame"] = round(1e3 * (m["last_code_s"] - m["first_code_s"]) / max(1, m["frames"] - 1), 3)
+        m["total_s"] = round(time.perf_counter() - self.started, 6)
+        return m
