@@ -5,12 +5,12 @@
 The output holds `input_features`, float32 [128, frames] (10 ms a frame), and the metadata sample_rate, seconds, source.
 """
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from safetensors.numpy import save_file
 
+from offline.atomic import atomic_file
 from omni_ros.errors import InputError, OmniError
 from omni_ros.preprocess.audio import SAMPLE_RATE, load_audio, log_mel
 
@@ -25,15 +25,11 @@ def preprocess(source: Path, target: Path) -> None:
     except InputError as e:
         raise InputError(f"{source}: {e}") from e
     metadata = {"sample_rate": str(SAMPLE_RATE), "seconds": f"{len(pcm) / SAMPLE_RATE:.3f}", "source": source.name}
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"input_features": features}, partial, metadata)
-        partial.replace(target)
+        with atomic_file(target) as path:
+            save_file({"input_features": features}, path, metadata)
     except OSError as e:
         raise InputError(f"{target}: cannot be written ({e})") from e
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"{target}: {features.shape[1]} frames, {metadata['seconds']} s")
 
 

@@ -12,7 +12,7 @@ inputs   patches      [frames, n, channels * t * p * p]   n = h * w patches, in 
 outputs  embeds       [frames * n / merge^2, hidden]
          deepstack    [levels, frames * n / merge^2, hidden]
 """
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +86,7 @@ def read_config(checkpoint: Checkpoint, preprocess: VisionConfig) -> VisualEncod
 
 def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
     """Write model.onnx, model.onnx.data and config.json of the vision encoder into `directory`."""
-    preprocess = VisionConfig.from_files(checkpoint.directory)
-    c = read_config(checkpoint, preprocess)
+    c = read_config(checkpoint, VisionConfig.from_files(checkpoint.directory))
     hidden, out, levels = c.hidden_size, c.out_hidden_size, list(c.deepstack_visual_indexes)
     g = GraphBuilder(directory, checkpoint, "thinker.visual.", dtype)
 
@@ -119,7 +118,7 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
         "engine": "visual",
         "model": {"hidden_size": out, "levels": len(levels), "patch_width": c.patch_width,
                   "merge_size": c.spatial_merge_size, "position_side": c.position_side, "head_dim": c.head_dim,
-                  "rope_theta": c.rope_theta, "preprocess": asdict(preprocess)},
+                  "rope_theta": c.rope_theta},
         "limits": {"max_patches": MAX_PATCHES},
     })
 

@@ -43,17 +43,32 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
     raise EngineError(f"{directory / 'config.json'}: backend {config['backend']!r} is not available in this version")
 
 
+class Section(dict):
+    """An object inside config.json: asking for a key that it lacks names the file."""
+
+    def __init__(self, values: dict, path: Path):
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, key: str) -> None:
+        raise EngineError(f"{self.path}: lacks {key}; build the engine again")
+
+
 def read_config(directory: Path) -> dict:
     path = directory / "config.json"
     if not path.is_file():
         raise EngineError(f"{path}: not found; run `python -m offline.build_engines ONNX ENGINES` and give its ENGINES")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(), object_hook=lambda values: Section(values, path))
     except ValueError as e:
         raise EngineError(f"{path}: not valid JSON ({e}); build the engine again") from e
-    missing = [k for k in ("engine", "backend", "inputs", "outputs", "state", "model", "limits", "files") if k not in config]
-    if missing:
-        raise EngineError(f"{path}: lacks {', '.join(missing)}; build the engine again")
+    if not isinstance(config, dict):
+        raise EngineError(f"{path}: must be a JSON object; build the engine again")
+    kinds = {"engine": str, "backend": str, "inputs": list, "outputs": list, "state": list, "model": dict, "limits": dict,
+             "files": dict}
+    bad = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
+    if bad:
+        raise EngineError(f"{path}: lacks {', '.join(bad)}; build the engine again")
     return config
 
 
@@ -65,5 +80,9 @@ def check_files(directory: Path, config: dict) -> None:
             raise EngineError(f"{path}: not found; build the engine again")
         if path.stat().st_size != size:
             raise EngineError(f"{path}: {path.stat().st_size} bytes, built with {size}; copy or build the engine again")
-    for name, tensors in config.get("sidecars", {}).items():
+    sidecars = config.get("sidecars", {})
+    unknown = sorted({name for name in config["files"] if name.endswith(".safetensors")} - set(sidecars))
+    if unknown:
+        raise EngineError(f"{directory / 'config.json'}: does not say what is in {', '.join(unknown)}; build the engine again")
+    for name, tensors in sidecars.items():
         check_sidecar(directory / name, tensors)

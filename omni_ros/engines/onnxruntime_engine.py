@@ -31,7 +31,7 @@ class OnnxRuntimeEngine:
         self._check_graph()
         self.inputs = {i["name"]: np.dtype(i["dtype"]) for i in config["inputs"]}
         self.output_names = [o["name"] for o in config["outputs"]]
-        position = config.get("position") or {}
+        position = config.get("position", {})
         self.position_input, self.counts = position.get("input"), position.get("counts")
         self.axis, self.capacity = position.get("axis", 0), config["limits"].get("capacity")
         self.inputs.pop(self.position_input, None)
@@ -62,6 +62,15 @@ class OnnxRuntimeEngine:
             if shape != wanted or dtype != declared[name]["dtype"]:
                 raise EngineError(f"{where}: says {name} is {declared[name]['dtype']}{wanted}, model.onnx has "
                                   f"{dtype}{shape}; build again")
+        if not c["state"]:
+            return
+        position, capacity = c["position"], c["limits"]["capacity"]
+        if not {position["input"], position["counts"]} <= {i["name"] for i in c["inputs"]}:
+            raise EngineError(f"{where}: position names inputs that model.onnx does not have; build again")
+        for state in c["state"]:  # the graph writes in place without looking: rows past the buffer would be someone else's
+            if state["in_place"] and state["shape"][2] != capacity:
+                raise EngineError(f"{where}: limits.capacity is {capacity}, {state['input']} has {state['shape'][2]} rows; "
+                                  "build again")
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if inputs.keys() != self.inputs.keys():

@@ -21,8 +21,6 @@ _PACKED = {
 }
 # 4:2:2, two pixels in four bytes: encoding -> places of Y0, Y1, U, V. `yuv422` means UYVY.
 _YUV422 = {"yuv422": (1, 3, 0, 2), "uyvy": (1, 3, 0, 2), "yuv422_yuy2": (0, 2, 1, 3), "yuyv": (0, 2, 1, 3)}
-# What Pillow raises for broken files: SyntaxError is its PNG reader's.
-_UNREADABLE = (OSError, ValueError, SyntaxError, Picture.DecompressionBombError)
 
 
 def check_image(msg) -> None:
@@ -66,15 +64,16 @@ def open_compressed(msg) -> Picture.Image:
     """sensor_msgs/CompressedImage -> Pillow image whose header is read and whose pixels are not decoded yet."""
     try:
         return Picture.open(io.BytesIO(msg.data))
-    except _UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - Pillow's many readers raise nearly anything for a broken file
         raise InputError(f"compressed image of format '{msg.format}' cannot be read: {error}") from error
 
 
 def compressed_to_rgb(msg) -> np.ndarray:
     """sensor_msgs/CompressedImage (any format Pillow knows: JPEG, PNG, WebP) -> uint8 RGB [H, W, 3]."""
+    picture = open_compressed(msg)
     try:
-        return np.array(open_compressed(msg).convert("RGB"))
-    except _UNREADABLE as error:  # truncated data shows only while decoding
+        return np.array(picture.convert("RGB"))
+    except Exception as error:  # noqa: BLE001 - as above; truncated data shows only while decoding
         raise InputError(f"compressed image of format '{msg.format}' cannot be decoded: {error}") from error
 
 
@@ -162,6 +161,15 @@ def audio_reader(message_type: type, sample_rate: int, channels: int) -> AudioRe
     if {"data", "format", "sample_rate", "number_of_channels"} <= fields.keys():  # foxglove_msgs/RawAudio
         return raw_audio
     return None
+
+
+def pcm_format(info) -> tuple[int, int]:
+    """ros-drivers' audio_common_msgs/AudioInfo -> (sample rate, channels); only 16-bit PCM can be used."""
+    if info.coding_format.lower() != "wave" or info.sample_format.upper() != "S16LE":
+        raise InputError(
+            f"audio is {info.coding_format} of {info.sample_format}: start audio_capture with format:=wave (16-bit PCM)"
+        )
+    return _check_rate(info.sample_rate), info.channels
 
 
 def fill_pcm(msg, pcm: np.ndarray):

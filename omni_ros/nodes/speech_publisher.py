@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 SAMPLE_RATE = 24000
+SLACK = 0.02  # seconds before playback runs dry at which a part of a chunk is sent: more than a thread's wake-up takes
 
 
 class SpeechPublisher:
@@ -102,7 +103,8 @@ class SpeechPublisher:
             now = time.monotonic()
             ahead = self._heard_at - now
             # A part of a chunk goes out alone only when waiting for the rest would be heard as silence.
-            due = self._waiting.size >= self._chunk or (self._waiting.size > 0 and (self._ended or ahead <= 0))
+            dry = ahead <= SLACK
+            due = self._waiting.size >= self._chunk or (self._waiting.size > 0 and (self._ended or dry))
             if due and ahead >= self._lead:
                 return ahead - self._lead + 1e-3
             if due:
@@ -111,10 +113,12 @@ class SpeechPublisher:
                 self._heard_at = max(self._heard_at, now) + chunk.size / SAMPLE_RATE
                 self._set_speaking(True)
                 self._publish(chunk)
-            elif ahead > 0 and (self._ended or self._waiting.size):
-                return ahead + 1e-3
-            elif self._ended:
-                self._stop()
-            else:
+            elif self._waiting.size:
+                return ahead - SLACK + 1e-3
+            elif not self._ended:
                 return None
+            elif ahead > 0:
+                return ahead + 1e-3
+            else:
+                self._stop()
         return None

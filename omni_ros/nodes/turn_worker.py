@@ -13,13 +13,14 @@ from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
 
 
 @dataclass
-class Turn:
+class UserTurn:
     """One user turn. `content` is called on the worker's thread: decoding a picture is too slow for a callback."""
 
     content: Callable[[], list[dict[str, Any]]]  # the parts of the user's message
     closed_at: float = field(default_factory=time.monotonic)  # when the user had finished
     response: int = 0
     cancelled: bool = False
+    answered: bool = False  # the pipeline is done with it; its speech may still be heard
 
 
 @dataclass
@@ -47,7 +48,7 @@ class TurnWorker:
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
         on_text: Callable[[str], None],
         on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
-        on_busy: Callable[[bool], None],
+        on_change: Callable[[], None],  # a turn began or ended
     ) -> None:
         self._pipeline = pipeline
         self._speech = speech
@@ -56,25 +57,27 @@ class TurnWorker:
         self._options = options
         self._on_text = on_text
         self._on_outcome = on_outcome
-        self._on_busy = on_busy
-        # Guards the four below. Pipeline.cancel() is called inside it, so that it can only hit the turn it is meant for.
+        self._on_change = on_change
+        # Guards the four below and the history. Pipeline.cancel() is called inside it, to hit no turn but its own.
         self._changed = threading.Condition()
-        self._waiting: Turn | None = None
-        self._current: Turn | None = None
+        self._waiting: UserTurn | None = None
+        self._current: UserTurn | None = None
         self._responses = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="turns", daemon=True)
         self._thread.start()
 
     @property
-    def busy(self) -> bool:
-        return self._current is not None or self._waiting is not None
+    def thinking(self) -> bool:
+        """Whether a turn waits for its answer or is being answered."""
+        current = self._current
+        return self._waiting is not None or (current is not None and not current.answered)
 
     @property
     def waiting(self) -> int:
         return int(self._waiting is not None)
 
-    def submit(self, turn: Turn, *, preempt: bool) -> None:
+    def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
         with self._changed:
             self._waiting = turn
@@ -85,7 +88,7 @@ class TurnWorker:
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
-            stopped = self.busy
+            stopped = self._current is not None or self._waiting is not None
             self._waiting = None
             self._cancel_current()
             return stopped
@@ -94,7 +97,6 @@ class TurnWorker:
         """Stop, and forget the conversation."""
         with self._changed:
             self.cancel()
-            self._changed.wait_for(lambda: self._current is None, timeout=1.0)
             self._history.clear()
 
     def close(self, timeout: float) -> bool:
@@ -115,10 +117,6 @@ class TurnWorker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._current = None
-                self._changed.notify_all()
-                if self._waiting is None:
-                    self._on_busy(False)
                 self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 if self._closed:
                     return
@@ -127,11 +125,16 @@ class TurnWorker:
                 self._responses += 1
                 turn.response = self._responses
                 self._speech.begin(turn.response)
-            self._on_busy(True)
-            self._on_outcome(self._answer(turn))
+            self._on_change()
+            outcome = self._answer(turn)
+            turn.answered = True
+            self._on_outcome(outcome)
             self._speech.end(turn.response)
+            with self._changed:
+                self._current = None
+            self._on_change()
 
-    def _answer(self, turn: Turn) -> Outcome:
+    def _answer(self, turn: UserTurn) -> Outcome:
         outcome = Outcome("error")
         try:
             content = turn.content()
@@ -143,27 +146,30 @@ class TurnWorker:
         else:
             outcome.reason = "cancelled" if turn.cancelled else finished.reason
             outcome.text, outcome.metrics = finished.text, finished.metrics
-            if not turn.cancelled:
-                self._history.add(content, finished.text)
+            with self._changed:
+                if not turn.cancelled:
+                    self._history.add(content, finished.text)
         if outcome.error:
             self._speech.cancel()
         return outcome
 
-    def _generate(self, turn: Turn, content: list[dict[str, Any]], outcome: Outcome) -> Finished:
+    def _generate(self, turn: UserTurn, content: list[dict[str, Any]], outcome: Outcome) -> Finished:
         while True:
-            request = Request(self._history.messages(self._system_prompt(), content), **self._options())
+            with self._changed:
+                messages = self._history.messages(self._system_prompt(), content)
             try:
-                return self._stream(turn, request, outcome)
+                return self._stream(turn, Request(messages, **self._options()), outcome)
             except PromptTooLongError:
-                if not self._history.drop_oldest():  # the new turn alone is too long
-                    raise
+                with self._changed:
+                    if not self._history.drop_oldest():  # the new turn alone is too long
+                        raise
 
-    def _stream(self, turn: Turn, request: Request, outcome: Outcome) -> Finished:
+    def _stream(self, turn: UserTurn, request: Request, outcome: Outcome) -> Finished:
         for event in self._pipeline.generate(request):
             since = time.monotonic() - turn.closed_at
             if isinstance(event, Finished):
-                return event
-            if turn.cancelled:  # before generate() had begun, so that its cancel() had nothing to stop
+                finished = event
+            elif turn.cancelled:  # before generate() had begun, so that its cancel() had nothing to stop
                 self._pipeline.cancel()
             elif isinstance(event, TextDelta):
                 outcome.first_text = outcome.first_text or since
@@ -171,4 +177,4 @@ class TurnWorker:
             elif isinstance(event, AudioChunk) and event.pcm.size:
                 outcome.first_audio = outcome.first_audio or since
                 self._speech.push(turn.response, event.pcm)
-        raise OmniError("the pipeline ended a turn without Finished")
+        return finished  # always the last event

@@ -16,13 +16,20 @@ class ChatTokenizer:
     """Messages -> token ids, as transformers' apply_chat_template + Qwen2Tokenizer; ids -> text as they arrive."""
 
     def __init__(self, directory: Path):
-        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        path = directory / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as e:  # noqa: BLE001 - tokenizers raises nothing more special
+            raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                     extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        self.template = environment.from_string(_read_template(directory))
+        try:
+            self.template = environment.from_string(_read_template(directory))
+        except TemplateError as e:
+            raise EngineError(f"{directory}: the chat template is damaged ({e}); export the Thinker and build it again") from e
 
     def encode(self, messages: list[dict]) -> np.ndarray:
         """int64 [S], ending with the assistant's opening; every media part is still ONE placeholder token."""

@@ -13,10 +13,8 @@ import numpy as np
 from omni_ros.errors import InputError
 from omni_ros.preprocess.image import VisionConfig, check_pixels, resize, smart_resize, to_patches
 
-FPS = 2.0  # frames sampled per second of video
 
-
-def load_video(path: str | Path, config: VisionConfig, fps: float = FPS) -> np.ndarray:
+def load_video(path: str | Path, fps: float, config: VisionConfig) -> np.ndarray:
     """Decode about `fps` frames per second of a video file: uint8 [T, H, W, 3] RGB, already of the encoder's size.
 
     Raises InputError naming the file when it cannot be decoded or holds no picture.
@@ -67,7 +65,7 @@ def sample_indices(total: int, video_fps: float | Fraction, fps: float, config: 
     return np.arange(0, total, total / count).astype(np.float32).astype(np.int64)
 
 
-def video_patches(frames: np.ndarray, config: VisionConfig, fps: float = FPS) -> tuple[np.ndarray, np.ndarray, float]:
+def video_patches(frames: np.ndarray, fps: float, config: VisionConfig) -> tuple[np.ndarray, np.ndarray, float]:
     """uint8 [T, H, W, 3] sampled at `fps` -> (patches float32 [t*h*w, C*T*P*P], grid_thw int64 [3], seconds per grid).
 
     An incomplete last group of frames is filled with its last frame. Raises InputError for a wrong array or fps.

@@ -1,0 +1,134 @@
+"""The microphone topic, whatever its message type, as 16 kHz mono chunks."""
+
+import importlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from omni_ros.dialogue.resample import Resampler
+from omni_ros.errors import InputError
+from omni_ros.nodes.messages import audio_reader, pcm_format
+
+# Best effort matches reliable and best-effort publishers; deep, because a lost chunk is a hole in a word.
+QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+INFO_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LOOK_EVERY = 0.2  # seconds between looks at the graph for a publisher
+
+
+def message_class(name: str) -> type | None:
+    """`package/msg/Type` -> its class, or None when it is not installed."""
+    package, _, kind = name.partition("/msg/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), kind, None)
+    except ModuleNotFoundError:
+        return None
+
+
+class AudioInput:
+    """Subscribes topic `audio` while it exists (from construction to `close`).
+
+    With type `auto` it waits for a publisher and takes its type: two subscriptions of different types on one topic
+    are not possible in DDS.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        *,
+        type_name: str,
+        sample_rate: int,
+        channels: int,
+        on_pcm: Callable[[np.ndarray], None],  # float32 [n] at 16 kHz
+        on_bad: Callable[[str], None],
+    ) -> None:
+        self._node = node
+        self._layout = sample_rate, channels
+        self._on_pcm = on_pcm
+        self._on_bad = on_bad
+        self._resamplers: dict[int, Resampler] = {}
+        self._stream: tuple[float, float, int] | None = None  # first and last arrival, samples after the first
+        self._declared = sample_rate
+        self._subscriptions: list = []
+        self._timer = None
+        self.type_name = ""
+        if type_name == "auto":
+            clock = Clock(clock_type=ClockType.STEADY_TIME)  # a paused simulation must not stop the search
+            self._timer = node.create_timer(LOOK_EVERY, self._look, clock=clock)
+        else:
+            self._subscribe(type_name)
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+
+    def rate_problem(self) -> str:
+        """Why the stream's speed contradicts its declared sample rate, or "" (also while it is too short to tell)."""
+        if self._stream is None:
+            return ""
+        first, last, samples = self._stream
+        if last - first < 3.0 or abs(samples / (last - first) / self._declared - 1) < 0.2:
+            return ""
+        return (
+            f"audio arrives at {samples / (last - first):.0f} samples per second, "
+            f"but its sample rate is given as {self._declared} Hz: correct sample_rate or the driver"
+        )
+
+    def _look(self) -> None:
+        types = [p.topic_type for p in self._node.get_publishers_info_by_topic("audio")]
+        known = next((name for name in types if self._reader(name) is not None), None)
+        if known is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+            self._subscribe(known)
+        elif types:
+            self._on_bad(f"audio is published as {types[0]}, which is no supported audio type or is not installed")
+
+    def _reader(self, name: str):
+        kind = message_class(name)
+        return None if kind is None else audio_reader(kind, *self._layout)
+
+    def _subscribe(self, name: str) -> None:
+        if self._reader(name) is None:
+            raise InputError(f"audio_in_type '{name}' is no supported audio type or its package is not installed")
+        self.type_name = name
+        options = QoSOverridingOptions.with_default_policies()
+        create, kind = self._node.create_subscription, message_class(name)
+        self._subscriptions.append(create(kind, "audio", self._receive, QOS, qos_overriding_options=options))
+        self._read = self._reader(name)
+        info = message_class("audio_common_msgs/msg/AudioInfo")
+        if name.startswith("audio_common_msgs/msg/AudioData") and hasattr(info, "coding_format"):  # ros-drivers
+            self._subscriptions.append(create(info, "audio_info", self._on_info, INFO_QOS))
+
+    def _on_info(self, msg) -> None:
+        try:
+            self._layout = pcm_format(msg)
+            self._read = self._reader(self.type_name)
+        except InputError as error:
+            self._on_bad(str(error))
+
+    def _receive(self, msg) -> None:
+        try:
+            pcm, rate = self._read(msg)
+        except InputError as error:
+            self._on_bad(str(error))
+            return
+        self._time(rate, pcm.size)
+        if rate not in self._resamplers:
+            self._resamplers = {rate: Resampler(rate)}
+        self._on_pcm(self._resamplers[rate](pcm))
+
+    def _time(self, rate: int, samples: int) -> None:
+        now = time.monotonic()
+        if self._stream is None or rate != self._declared or now - self._stream[1] > 0.5:  # a new run of chunks
+            self._stream, self._declared = (now, now, 0), rate
+        else:
+            self._stream = self._stream[0], now, self._stream[2] + samples

@@ -1,0 +1,43 @@
+"""The main function of a lifecycle node's executable."""
+
+import signal
+import threading
+from collections.abc import Callable
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+
+WAKE_EVERY = 0.1  # seconds: Python sees a signal only between two waits for messages
+
+
+def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -> int:
+    """Spin until SIGINT or SIGTERM and return the exit code: 1 when parameter `autostart` is true and the node cannot
+    be configured and activated.
+
+    The signal handlers are our own: rclpy's close the context at once, under threads that still have to publish.
+    """
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    node = make_node()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if node.get_parameter("autostart").value and not _start(node):
+            return 1
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=WAKE_EVERY)
+        return 0
+    finally:
+        node.on_shutdown(None)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _start(node: LifecycleNode) -> bool:
+    done = TransitionCallbackReturn.SUCCESS
+    return node.trigger_configure() == done and node.trigger_activate() == done

@@ -1,0 +1,119 @@
+"""Checkpoints and engines that the whole test session shares."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offline.make_checkpoint import make_checkpoint
+
+ROOT = Path(__file__).parent.parent
+# Three models that differ in every dimension a graph could have hard-wired.
+CHECKPOINTS = {
+    "plain": {"seed": 0},
+    "odd": {"seed": 1, "overrides": {
+        "thinker_config": {
+            "text_config": {"vocab_size": 384, "hidden_size": 96, "num_hidden_layers": 5, "num_attention_heads": 6,
+                            "num_key_value_heads": 3, "head_dim": 16, "moe_intermediate_size": 40, "num_experts": 6,
+                            "num_experts_per_tok": 3},
+            "audio_config": {"d_model": 48, "encoder_layers": 3, "encoder_attention_heads": 3, "encoder_ffn_dim": 72,
+                             "downsample_hidden_size": 8},
+            "vision_config": {"depth": 3, "hidden_size": 48, "num_heads": 3, "intermediate_size": 80,
+                              "deepstack_visual_indexes": [0, 1, 2]},
+        },
+        "talker_config": {
+            "accept_hidden_layer": 2,
+            "text_config": {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+                            "num_key_value_heads": 1, "head_dim": 24, "intermediate_size": 56,
+                            "moe_intermediate_size": 24, "shared_expert_intermediate_size": 64, "num_experts": 5,
+                            "num_experts_per_tok": 2, "norm_topk_prob": False},
+            "code_predictor_config": {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 3,
+                                      "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
+                                      "intermediate_size": 88},
+        },
+        "code2wav_config": {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+                            "num_key_value_heads": 2, "intermediate_size": 64, "decoder_dim": 32},
+    }},
+    "published": {"seed": 2, "overrides": {  # config and processor files laid out as in the 30B checkpoint
+        "thinker_config": {
+            "text_config": {"vocab_size": 640, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+                            "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16, "num_experts_per_tok": 1,
+                            "norm_topk_prob": False},
+            "vision_config": {"depth": 5, "num_heads": 4, "num_position_embeddings": 256,
+                              "deepstack_visual_indexes": [2]},
+        },
+        "talker_config": {
+            "accept_hidden_layer": 1,
+            "text_config": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "num_experts": 12,
+                            "num_experts_per_tok": 4},
+            "code_predictor_config": {"vocab_size": 160, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                      "num_key_value_heads": 2, "head_dim": 48},
+        },
+        "code2wav_config": {"hidden_size": 96, "num_hidden_layers": 1, "num_attention_heads": 6, "decoder_dim": 48,
+                            "sliding_window": 12},
+    }},
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder of a tiny checkpoint, for every entry of CHECKPOINTS."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    made = {name: make_checkpoint(root / name, **options) for name, options in CHECKPOINTS.items()}
+    lay_out_as_published(made["published"])
+    return made
+
+
+@pytest.fixture(scope="session")
+def engine_dirs(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder of the six float32 engines for ONNX Runtime, made with the command lines of the README."""
+    root = tmp_path_factory.mktemp("engines")
+    for name, checkpoint in checkpoints.items():
+        run("offline.export_onnx", checkpoint, root / f"{name}-onnx", "--dtype", "float32")
+        run("offline.build_engines", root / f"{name}-onnx", root / name, "--backend", "onnxruntime")
+    return {name: root / name for name in checkpoints}
+
+
+@pytest.fixture(scope="session", params=CHECKPOINTS)
+def name(request: pytest.FixtureRequest) -> str:
+    """A test that asks for this runs once per checkpoint: `checkpoints[name]`, `engine_dirs[name]`."""
+    return request.param
+
+
+def run(module: str, *arguments: str | Path) -> str:
+    """`python -m module arguments`; what it printed, or an error with what it printed."""
+    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f"{module} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def lay_out_as_published(checkpoint: Path) -> None:
+    """Rewrite the JSON files as in Qwen/Qwen3-Omni-30B-A3B-Instruct, which transformers 4 saved: rope_scaling and
+    rope_theta for rope_parameters, num_experts, preprocessor_config.json, chat_template.json."""
+    config = json.loads((checkpoint / "config.json").read_text())
+
+    def old_names(node: dict) -> None:
+        rope = node.pop("rope_parameters", None)
+        if rope is not None:
+            node["rope_theta"] = rope.pop("rope_theta")
+            node["rope_scaling"] = {**rope, "type": "default"} if "mrope_section" in rope else None
+        if "num_local_experts" in node:
+            node["num_experts"] = node.pop("num_local_experts")
+        for child in node.values():
+            if isinstance(child, dict):
+                old_names(child)
+
+    old_names(config)
+    (checkpoint / "config.json").write_text(json.dumps(config, indent=2))
+    processor = json.loads((checkpoint / "processor_config.json").read_text())
+    (checkpoint / "processor_config.json").unlink()
+    pixels = processor["image_processor"]
+    size = pixels["size"]
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({
+        **processor["feature_extractor"], **pixels, "processor_class": "Qwen3OmniMoeProcessor",
+        "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}, indent=2))
+    template = checkpoint / "chat_template.jinja"
+    (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()

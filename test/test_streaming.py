@@ -1,0 +1,160 @@
+"""Stages run side by side, stop when told, survive failures, and never change what is said."""
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from omni_ros.errors import EngineError, OmniError
+from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
+
+HELLO = [{"role": "user", "content": "what do you see and hear"}]
+SAMPLED = {"seed": 5, "max_generate_length": 24, "max_audio_length": 60}
+
+
+@pytest.fixture(scope="module")
+def pipeline(engine_dirs):
+    opened = Pipeline.open(engine_dirs["plain"], threads=1)
+    yield opened
+    opened.close()
+
+
+def play(pipeline: Pipeline, **options) -> tuple[Finished, list]:
+    events = list(pipeline.generate(Request(HELLO, **{**SAMPLED, **options})))
+    return events[-1], events[:-1]
+
+
+def slow_down(monkeypatch, owner, method: str, seconds: float) -> None:
+    original = getattr(owner, method)
+
+    def slowed(*args, **kwargs):
+        time.sleep(seconds)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, slowed)
+
+
+def test_speech_starts_while_the_thinker_is_writing(pipeline, monkeypatch):
+    slow_down(monkeypatch, pipeline.thinker, "step", 0.05)
+    _, events = play(pipeline)
+    kinds = [type(e) for e in events]
+    assert kinds.index(AudioChunk) < len(kinds) - 1 - kinds[::-1].index(TextDelta)
+
+
+@pytest.mark.parametrize("slow", ["thinker", "talker", "code2wav"])
+def test_timing_does_not_change_the_reply(pipeline, monkeypatch, slow):
+    expected, _ = play(pipeline)
+    stage, method = {"thinker": (pipeline.thinker, "step"), "talker": (pipeline.talker, "step"),
+                     "code2wav": (pipeline.code2wav, "decode")}[slow]
+    slow_down(monkeypatch, stage, method, 0.01)
+    for streaming in (True, False):
+        finished, _ = play(pipeline, streaming=streaming)
+        assert finished.token_ids == expected.token_ids
+        np.testing.assert_array_equal(finished.codes, expected.codes)
+
+
+def test_seeds(pipeline):
+    first, again, other = (play(pipeline, seed=s)[0] for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.codes, again.codes)
+    assert first.token_ids == again.token_ids != other.token_ids
+
+
+def test_chunks_start_small_and_grow(pipeline, monkeypatch):
+    model = pipeline.code2wav
+    # everything is there before Code2Wav starts, so chunk sizes are what was asked for and nothing else
+    original = pipeline.code2wav.reset
+    monkeypatch.setattr(pipeline.code2wav, "reset", lambda: (time.sleep(0.5), original()))
+    finished, events = play(pipeline, first_chunk_frames=2, chunk_frames=12)
+    frames = finished.codes.shape[1]
+    sizes = [len(e.pcm) for e in events if isinstance(e, AudioChunk)]
+    expected, size = [], 2
+    while sum(expected) < frames:
+        expected.append(min(size, frames - sum(expected)))
+        size = min(2 * size, 12)
+    samples = [n * model.samples_per_frame for n in expected]
+    samples[0] -= model.lookahead_samples
+    assert sizes == samples + [0]
+
+
+def test_cancel_stops_within_a_step_and_the_next_turn_is_unharmed(pipeline):
+    expected, _ = play(pipeline)
+    for wait_for in (TextDelta, AudioChunk):
+        seen, finished = 0, None
+        for event in pipeline.generate(Request(HELLO, seed=5, max_generate_length=500, max_audio_length=900)):
+            seen += isinstance(event, wait_for)
+            if seen == 3:
+                pipeline.cancel()
+            finished = event
+        assert isinstance(finished, Finished)
+        assert "cancelled" in (finished.reason, finished.audio_reason)
+        assert finished.codes.shape[1] < 900
+    again, _ = play(pipeline)
+    np.testing.assert_array_equal(again.codes, expected.codes)
+
+
+def test_cancel_from_another_thread_while_nobody_reads(pipeline):
+    """The event backlog is full and every stage waits for the reader: cancel must still get through."""
+    turn = pipeline.generate(Request(HELLO, seed=5, max_generate_length=900, max_audio_length=900))
+    next(turn)
+    time.sleep(0.3)
+    threading.Timer(0.05, pipeline.cancel).start()
+    time.sleep(0.2)
+    *_, finished = turn
+    assert finished.reason == "cancelled"
+
+
+def test_leaving_the_iterator_ends_the_turn(pipeline):
+    expected, _ = play(pipeline)
+    for event in pipeline.generate(Request(HELLO, seed=5, max_generate_length=500)):
+        if isinstance(event, AudioChunk):
+            break
+    del event
+    again, _ = play(pipeline)
+    assert again.token_ids == expected.token_ids
+    assert not [t for t in threading.enumerate() if t.name in ("think", "talk", "vocode", "turn")]
+
+
+def test_one_turn_at_a_time(pipeline):
+    turn = pipeline.generate(Request(HELLO, **SAMPLED))
+    next(turn)
+    with pytest.raises(OmniError, match="a turn is running"):
+        next(pipeline.generate(Request(HELLO, **SAMPLED)))
+    turn.close()
+    assert play(pipeline)[0].reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("stage", ["thinker", "talker", "code_predictor", "code2wav"])
+def test_a_failing_stage_raises_once_and_the_next_turn_works(pipeline, monkeypatch, stage):
+    expected, _ = play(pipeline)
+    engine, calls = pipeline.engines[stage], 0
+    original = engine.run
+
+    def fail_later(inputs):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise EngineError("the device fell off the bus")
+        return original(inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run", fail_later)
+        with pytest.raises(EngineError, match="fell off the bus"):
+            play(pipeline)
+    again, _ = play(pipeline)
+    assert again.token_ids == expected.token_ids
+    np.testing.assert_array_equal(again.codes, expected.codes)
+
+
+def test_text_only_turn_runs_no_speech(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.engines["talker"], "run", None)
+    finished, events = play(pipeline, audio_output=False)
+    assert finished.audio_reason == "none" and finished.codes.shape == (16, 0)
+    assert all(isinstance(e, TextDelta) for e in events)
+
+
+def test_metrics_are_ordered_in_time(pipeline):
+    m = play(pipeline)[0].metrics
+    order = ["inputs_s", "prefill_s", "first_token_s", "first_code_s", "first_pcm_s", "last_pcm_s", "total_s"]
+    assert [m[k] for k in order] == sorted(m[k] for k in order)
+    assert m["frames"] == 60 and m["audio_samples"] == 60 * 1920 - 555 and m["tokens_per_s"] > 0 and m["rtf"] > 0
