@@ -9,13 +9,16 @@ from pathlib import Path
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yields an empty directory that replaces `target` when the block ends well, and vanishes when it fails."""
-    temporary = target.parent / f".{target.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left behind
+    temporary, old = (target.parent / f".{target.name}.{state}" for state in ("partial", "old"))
+    for leftover in (temporary, old):  # of a killed run
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)  # deleted below: a run killed while deleting must not leave half a `target`
         os.replace(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from offline.atomic import atomic_directory
 from offline.lower_onnxruntime import Lowering
+from offline.lower_onnxruntime_cuda import CudaLowering
 from omni_ros import __version__
 from omni_ros.errors import CheckpointError, OmniError
 
@@ -29,33 +30,79 @@ INT4_ENGINES = ("thinker", "talker", "code_predictor")  # the encoders and Code2
 
 def build_onnxruntime(onnx_root: Path, engines_root: Path, weights: str, limits: dict[str, dict[str, int]]) -> list[str]:
     """Build every engine whose ONNX folder exists; `limits` maps an engine folder to the limits it is built with."""
-    present = [name for name, folder in ENGINES.items() if (onnx_root / folder / "model.onnx").is_file()]
-    if not present:
-        raise CheckpointError(f"{onnx_root}: no exported graph found; run `python -m offline.export_onnx CHECKPOINT {onnx_root}`")
+    present = _present(onnx_root)
     for name in tqdm(present, desc="building", unit="engine"):
         source = onnx_root / ENGINES[name]
-        config = json.loads((source / "config.json").read_text())
+        config = _exported_config(source)
         config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
         with atomic_directory(engines_root / name) as directory:
             int4 = weights == "int4" and name in INT4_ENGINES
             Lowering(source, directory, int4).run(config["limits"])
-            for file in sorted(source.iterdir()):
-                if file.name not in ("model.onnx", "model.onnx.data", "config.json"):
-                    shutil.copy(file, directory / file.name)
-            _write_config(directory, config, source, "int4" if int4 else "float32")
+            _copy_sidecars(source, directory)
+            _write_config(directory, config, "int4" if int4 else "float32", "float32")
     return present
 
 
-def _write_config(directory: Path, config: dict, source: Path, weights: str) -> None:
-    """The exported config.json with symbolic limits made numbers, float16 made float32, and this build's identity."""
+def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str, dict[str, int]]) -> list[str]:
+    """The same for `--device cuda`, from graphs exported with --dtype float16."""
+    present = _present(onnx_root)
+    for name in tqdm(present, desc="building", unit="engine"):
+        source = onnx_root / ENGINES[name]
+        config = _exported_config(source)
+        if config["dtype"] != "float16":
+            raise CheckpointError(f"{source}: exported as {config['dtype']}; a GPU wants `offline.export_onnx --dtype float16`")
+        config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
+        with atomic_directory(engines_root / name) as directory:
+            _copy_sidecars(source, directory)
+            decoder = name in ("thinker", "talker")
+            capacity = config["limits"].get("capacity", 0)
+            CudaLowering(source, directory, "decode" if decoder else "", capacity).run(config["limits"])
+            if decoder:
+                CudaLowering(source, directory, "prefill", capacity).run(config["limits"])
+                config["prefill_sha256"] = hashlib.sha256((directory / "prefill.onnx").read_bytes()).hexdigest()
+            config.update(device="cuda", cuda_graph=decoder or name == "code_predictor")
+            _write_config(directory, config, "as exported", "float16")
+    return present
+
+
+def _present(onnx_root: Path) -> list[str]:
+    present = [name for name, folder in ENGINES.items() if (onnx_root / folder / "model.onnx").is_file()]
+    if not present:
+        raise CheckpointError(f"{onnx_root}: no exported graph found; run `python -m offline.export_onnx CHECKPOINT {onnx_root}`")
+    return present
+
+
+def _copy_sidecars(source: Path, directory: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.name not in ("model.onnx", "model.onnx.data", "config.json"):
+            shutil.copy(file, directory / file.name)
+
+
+def _exported_config(source: Path) -> dict:
+    """config.json of an exported graph whose files are all there as they were written, or a CheckpointError."""
+    path = source / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        sizes, checksum = config["files"], config["graph_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{path}: missing or damaged ({e}); export the checkpoint again") from e
+    for name, size in sizes.items():
+        if not (source / name).is_file() or (source / name).stat().st_size != size:
+            raise CheckpointError(f"{source / name}: missing or truncated; export the checkpoint again")
+    if hashlib.sha256((source / "model.onnx").read_bytes()).hexdigest() != checksum:
+        raise CheckpointError(f"{source / 'model.onnx'}: damaged (its checksum differs); export the checkpoint again")
+    return config
+
+
+def _write_config(directory: Path, config: dict, weights: str, dtype: str) -> None:
+    """The exported config.json with symbolic limits made numbers, the build's dtype for float16, and its identity."""
     limits = config["limits"]
     for entry in config["inputs"] + config["outputs"] + config["state"]:
-        entry["dtype"] = entry["dtype"].replace("float16", "float32")
+        entry["dtype"] = entry["dtype"].replace("float16", dtype)
         entry["shape"] = [limits.get(d, d) if isinstance(d, str) else d for d in entry["shape"]]
-    config.update(backend="onnxruntime", weights=weights, dtype="float32")
+    config.update(backend="onnxruntime", weights=weights, dtype=dtype)
+    config["provenance"].update(onnx_sha256=config["graph_sha256"], built_with=__version__)
     config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
-    config["provenance"]["onnx_sha256"] = hashlib.sha256((source / "model.onnx").read_bytes()).hexdigest()
-    config["provenance"]["built_with"] = __version__
     config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir())}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -65,12 +112,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("onnx", type=Path, metavar="ONNX", help="folder written by offline.export_onnx")
     parser.add_argument("engines", type=Path, metavar="ENGINES", help="folder for the engines")
     parser.add_argument("--backend", choices=("onnxruntime",), default="onnxruntime")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--weights", choices=("float32", "int4"), default="float32",
-                        help="int4: 4-bit weights in Thinker, Talker and CodePredictor; faster, less exact (default: %(default)s)")
+                        help="int4: 4-bit Thinker, Talker and CodePredictor; faster, less exact (default: %(default)s)")
     parser.add_argument("--maxBatchSize", type=int, default=1, choices=(1,), help="a robot holds one conversation: 1")
     parser.add_argument("--maxInputLen", type=int, default=1024, help="longest prompt in tokens (default: %(default)s)")
     parser.add_argument("--maxKVCacheCapacity", type=int, default=2048, help="prompt + reply, in rows (default: %(default)s)")
-    parser.add_argument("--maxCodeLen", type=int, default=1000, help="longest speech, in codec frames of 80 ms (default: %(default)s)")
+    parser.add_argument("--maxCodeLen", type=int, default=1000,
+                        help="longest speech, in codec frames of 80 ms (default: %(default)s)")
     args = parser.parse_args(argv)
     if not 1 <= args.maxInputLen <= args.maxKVCacheCapacity:
         parser.error("--maxInputLen must be between 1 and --maxKVCacheCapacity")
@@ -78,12 +127,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--maxCodeLen must be at least 1")
     decoder = {"max_input_len": args.maxInputLen, "capacity": args.maxKVCacheCapacity}
     limits = {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": args.maxCodeLen}}
+    if args.device == "cuda" and args.weights != "float32":
+        parser.error("--weights int4 is for --device cpu; on a GPU, quantise to NVFP4 with offline.quantize")
     try:
-        built = build_onnxruntime(args.onnx, args.engines, args.weights, limits)
+        if args.device == "cuda":
+            built = build_onnxruntime_cuda(args.onnx, args.engines, limits)
+        else:
+            built = build_onnxruntime(args.onnx, args.engines, args.weights, limits)
     except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(f"{len(built)} engines in {args.engines} (onnxruntime, {args.weights})")
+    print(f"{len(built)} engines in {args.engines} (onnxruntime, {args.device})")
     return 0
 
 

@@ -20,6 +20,11 @@ DTYPES = {
 }
 
 
+# Checkpoints that `offline.quantize` split off: their names lack the root's first component, their config.json keeps the
+# root's whole config under "omni_config".
+STANDALONE = {"qwen3_omni_moe_text": "thinker.", "qwen3_omni_moe_talker": "talker."}
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     file: Path
@@ -33,7 +38,8 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """`config` is the parsed config.json; `checkpoint[name]` reads one tensor in its stored dtype."""
+    """`config` is the parsed config.json of the whole model, `read(name)` one tensor; a part that was split off by
+    `offline.quantize` reads as if its tensors still had their names in the whole."""
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -44,6 +50,8 @@ class Checkpoint:
             self.config: dict = json.loads(path.read_text())
         except ValueError as e:
             raise CheckpointError(f"{path}: not valid JSON ({e})") from e
+        if not isinstance(self.config, dict):
+            raise CheckpointError(f"{path}: must be a JSON object")
         self.on_read: Callable[[int], object] = lambda nbytes: None  # progress bars listen here
         self.tensors: dict[str, TensorInfo] = {}
         shards = sorted(self.directory.glob("*.safetensors"))
@@ -52,12 +60,20 @@ class Checkpoint:
         for shard in shards:
             self.tensors.update(_read_header(shard))
         self._check_index()
+        prefix = STANDALONE.get(self.config.get("model_type"))
+        if prefix and "omni_config" in self.config:
+            self.config = self.config["omni_config"]
+            self.tensors = {prefix + name: info for name, info in self.tensors.items()}
+        self.unread = set(self.tensors)  # what no one has asked for yet
 
     def _check_index(self) -> None:
         """A sharded checkpoint whose index names a shard that is not here is an incomplete download."""
         index = self.directory / "model.safetensors.index.json"
         if index.is_file():
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            try:
+                names = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                raise CheckpointError(f"{index}: not an index of shards ({e}); download it again") from e
             missing = sorted(n for n in names if not (self.directory / n).is_file())
             if missing:
                 raise CheckpointError(f"{self.directory}: {index.name} names missing shards: {', '.join(missing)}")
@@ -78,6 +94,7 @@ class Checkpoint:
         info = self.info(name)
         if shape is not None and info.shape != tuple(shape):
             raise CheckpointError(f"{info.file}: {name} has shape {list(info.shape)}, config.json asks for {list(shape)}")
+        self.unread.discard(name)
         self.on_read(info.nbytes)
         count = int(np.prod(info.shape, dtype=np.int64))
         return np.fromfile(info.file, info.dtype, count, offset=info.offset).reshape(info.shape)
@@ -85,25 +102,24 @@ class Checkpoint:
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensor table of one .safetensors file (8-byte length, JSON header, raw data)."""
-    size = path.stat().st_size
+    size, table = path.stat().st_size, {}
     try:
         with path.open("rb") as f:
             length = struct.unpack("<Q", f.read(8))[0]
             if length > size - 8:
                 raise ValueError("header is longer than the file")
             header = json.loads(f.read(length))
-    except (struct.error, ValueError) as e:
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in DTYPES:
+                raise CheckpointError(f"{path}: {name} has unsupported dtype {entry['dtype']}")
+            begin, end = entry["data_offsets"]
+            info = TensorInfo(path, 8 + length + begin, np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]))
+            if end - begin != info.nbytes or 8 + length + end > size:
+                raise CheckpointError(f"{path}: truncated at {name}; download the file again")
+            table[name] = info
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path}: not a safetensors file ({e}); download it again") from e
-    header.pop("__metadata__", None)
-    table = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has unsupported dtype {entry['dtype']}")
-        begin, end = entry["data_offsets"]
-        info = TensorInfo(path, 8 + length + begin, np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]))
-        if end - begin != info.nbytes or 8 + length + end > size:
-            raise CheckpointError(f"{path}: truncated at {name}; download the file again")
-        table[name] = info
     return table
 
 

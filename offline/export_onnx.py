@@ -38,7 +38,7 @@ COMPONENTS = {
 PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
                    "chat_template.json", "preprocessor_config.json", "video_preprocessor_config.json",
                    "processor_config.json", "generation_config.json")
-FP8_MAX = 448.0
+FP8_MAX, FP8_ROWS = 448.0, 4096  # rows converted at a time
 
 
 def export(checkpoint_dir: Path, out: Path, components: list[str], dtype: np.dtype, sidecars_from: Path | None = None,
@@ -58,24 +58,27 @@ def export(checkpoint_dir: Path, out: Path, components: list[str], dtype: np.dty
         with (tqdm(total=total, desc=f"{name:14}", unit="B", unit_scale=True) as bar,
               atomic_directory(out / folder) as directory):
             checkpoint.on_read = sidecars.on_read = bar.update
-            export_graph(checkpoint, directory, dtype)
-            if name == "thinker":
-                _thinker_sidecars(checkpoint, directory, dtype, fp8_embedding)
-            if name == "talker":
-                _talker_sidecars(sidecars, directory, dtype)
+            try:
+                export_graph(checkpoint, directory, dtype)
+                if name == "thinker":
+                    _thinker_sidecars(checkpoint, directory, dtype, fp8_embedding)
+                if name == "talker":
+                    _talker_sidecars(sidecars, checkpoint.config["talker_config"], directory, dtype)
+            except KeyError as e:
+                raise CheckpointError(f"{checkpoint_dir / 'config.json'}: lacks {e}, which {name} needs") from e
+            ignored = sorted(key for key in checkpoint.unread & sidecars.unread
+                             if key.startswith(prefixes) and key.endswith(".weight"))
+            if ignored:
+                raise CheckpointError(f"{checkpoint_dir / 'config.json'}: does not account for {len(ignored)} weights of the "
+                                      f"checkpoint, such as {ignored[0]}; take the config.json that belongs to it")
             _seal(directory, checkpoint)
 
 
 def _thinker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, fp8: bool) -> None:
     """embedding.safetensors and the tokenizer/processor files, which the runtime reads without transformers."""
-    weight = checkpoint.read("thinker.model.embed_tokens.weight")
-    if fp8:  # one scale per row: a token's embedding is read alone
-        scale = np.maximum(np.abs(weight).max(axis=1).astype(np.float32), 1e-12) / FP8_MAX
-        weight = (weight.astype(np.float32) / scale[:, None]).astype(ml_dtypes.float8_e4m3fn)
-        tensors = {"weight": weight, "scale": scale}
-    else:
-        tensors = {"weight": weight.astype(dtype)}
-    _write_sidecar(directory, "embedding", tensors)
+    text = checkpoint.config["thinker_config"]["text_config"]
+    weight = checkpoint.read("thinker.model.embed_tokens.weight", (text["vocab_size"], text["hidden_size"]))
+    _write_sidecar(directory, "embedding", _fp8(weight) if fp8 else {"weight": weight.astype(dtype)})
     for name in PROCESSOR_FILES:
         if (checkpoint.directory / name).is_file():
             shutil.copy(checkpoint.directory / name, directory / name)
@@ -85,20 +88,34 @@ def _thinker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, 
         raise CheckpointError(f"{checkpoint.directory}: neither chat_template.jinja nor chat_template.json found")
 
 
-def _talker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
+def _fp8(weight: np.ndarray) -> dict[str, np.ndarray]:
+    """weight [rows, H] as FP8 E4M3 with one scale per row, because a token's embedding is read alone."""
+    codes, scale = np.empty(weight.shape, ml_dtypes.float8_e4m3fn), np.empty(len(weight), np.float32)
+    for start in range(0, len(weight), FP8_ROWS):
+        block = slice(start, start + FP8_ROWS)
+        rows = weight[block].astype(np.float32)
+        scale[block] = np.maximum(np.abs(rows).max(axis=1), 1e-12) / FP8_MAX
+        codes[block] = rows / scale[block, None]
+    return {"weight": codes, "scale": scale}
+
+
+def _talker_sidecars(checkpoint: Checkpoint, talker: dict, directory: Path, dtype: np.dtype) -> None:
     """The Talker's codec embedding and the two projections from the Thinker (Qwen3OmniMoeTalkerResizeMLP)."""
-    codec = checkpoint.read("talker.model.codec_embedding.weight")
+    text = talker["text_config"]
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    codec = checkpoint.read("talker.model.codec_embedding.weight", (text["vocab_size"], hidden))
     _write_sidecar(directory, "embedding", {"weight": codec.astype(dtype)})
+    shapes = {"linear_fc1.weight": (inner, talker["thinker_hidden_size"]), "linear_fc1.bias": (inner,),
+              "linear_fc2.weight": (hidden, inner), "linear_fc2.bias": (hidden,)}
     for projection in ("text_projection", "hidden_projection"):
-        names = [f"linear_fc{i}.{part}" for i in (1, 2) for part in ("weight", "bias")]
-        tensors = {n: checkpoint.read(f"talker.{projection}.{n}").astype(dtype) for n in names}
-        zero = [n for n, t in tensors.items() if n.endswith("weight") and not t.any()]
-        if zero:
-            raise CheckpointError(f"{checkpoint.directory}: talker.{projection}.{zero[0]} is all zero; speech would be noise")
+        tensors = {n: checkpoint.read(f"talker.{projection}.{n}", shape).astype(dtype) for n, shape in shapes.items()}
         _write_sidecar(directory, projection, tensors)
 
 
 def _write_sidecar(directory: Path, name: str, tensors: dict[str, np.ndarray]) -> None:
+    for key, tensor in tensors.items():
+        if not key.endswith("bias") and not tensor.any():
+            raise CheckpointError(f"{directory.parent.name} {name}: {key} is all zero in the checkpoint; replies would be noise")
     write_safetensors(directory / f"{name}.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
     path = directory / "config.json"
     config = json.loads(path.read_text())
@@ -115,6 +132,7 @@ def _seal(directory: Path, checkpoint: Checkpoint) -> None:
         "checkpoint": checkpoint.directory.resolve().name,
         "checkpoint_config_sha256": hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest(),
         "omni_ros": __version__}
+    config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
     config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir()) if p.name != "config.json"}
     path.write_text(json.dumps(config, indent=2) + "\n")
 
@@ -140,10 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     skipped = {"thinker": args.skip_llm, "talker": args.skip_llm, "visual": args.skip_visual, "audio": args.skip_audio,
                "code2wav": args.skip_code2wav}
     components = [c for c in components if not skipped.get(c)]
+    if not components:
+        parser.error("nothing is left to export")
     try:
         dtype = np.dtype(args.dtype or _stored_dtype(args.checkpoint))
         export(args.checkpoint, args.out, components, dtype, args.talker_sidecar_from, args.fp8_embedding)
-    except OmniError as e:
+    except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     print(f"{len(components)} graphs in {args.out} ({dtype})")

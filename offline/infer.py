@@ -35,7 +35,7 @@ def read_requests(path: Path, audio_output: bool, streaming: bool) -> list[Reque
         file = json.loads(path.read_text())
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not valid JSON ({e})") from e
     if not isinstance(file, dict) or not isinstance(file.get("requests"), list) or not file["requests"]:
         raise InputError(f"{path}: must be an object with a non-empty list 'requests'")
@@ -127,15 +127,24 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.saveCodes and not args.enableAudioOutput:
         parser.error("--saveCodes needs --enableAudioOutput")
-    audio_dir = args.outputAudioDir or args.outputFile.parent
-    responses, failed = [], 0
+    if args.threads < 0:
+        parser.error("--threads must be at least 0")
     try:
-        requests = read_requests(args.inputFile, args.enableAudioOutput, args.enableThinkerTalkerStreaming)
-        pipeline = Pipeline.open(args.engineDir, args.threads)
-    except OmniError as e:
+        return infer(args)
+    except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    for index, request in enumerate(tqdm(requests, desc="requests", unit="request", disable=len(requests) == 1)):
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Answer every request and write the response file; returns the exit code, 1 when a request failed."""
+    requests = read_requests(args.inputFile, args.enableAudioOutput, args.enableThinkerTalkerStreaming)
+    audio_dir = args.outputAudioDir or args.outputFile.parent
+    for folder in (args.outputFile.parent, audio_dir):  # before the work, not after it
+        folder.mkdir(parents=True, exist_ok=True)
+    pipeline = Pipeline.open(args.engineDir, args.threads)
+    responses, failed = [], 0
+    for index, request in enumerate(tqdm(requests, desc="requests", unit="request", disable=None)):
         try:
             responses.append(respond(pipeline, request, index, audio_dir, args.saveCodes))
         except OmniError as e:  # one bad request must not lose the others

@@ -3,20 +3,22 @@
   CachedAttention -> com.microsoft GroupQueryAttention: caches in place, cost follows the rows used, not the capacity
   MoE             -> com.microsoft MoE (or QMoE): only the routed experts are computed
   Attention       -> com.microsoft MultiHeadAttention in the encoders: half the time and memory on large pictures
+  Swish (24)      -> com.microsoft QuickGelu: opset 23 remains, which ONNX Runtime 1.23 (Python 3.10) reads too
   float16         -> float32, which is what the CPU computes in
   --weights int4  -> Gemm becomes MatMulNBits and MoE becomes QMoE: blocks of 32, symmetric, int8 activations
 """
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offline.graphs.builder import ALIGN, DOMAIN, ONNX_TYPE
+from offline.external_data import NUMPY_TYPE, ExternalData, StoredGraph
+from offline.graphs.builder import DOMAIN
 
+OPSET = 23  # of the lowered graphs
 INT4_BLOCK = 32
-NUMPY_TYPE = {v: k for k, v in ONNX_TYPE.items()}
 MICROSOFT = "com.microsoft"
 
 
@@ -24,39 +26,14 @@ class Lowering:
     """One graph on its way from `source` to `target`; weights pass through one expert or one matrix at a time."""
 
     def __init__(self, source: Path, target: Path, int4: bool):
-        self.source, self.int4 = source, int4
-        self.model = onnx.load(source / "model.onnx", load_external_data=False)
-        self.graph = self.model.graph
-        self.stored = {t.name: t for t in self.graph.initializer}
+        self.stored, self.target, self.int4 = StoredGraph(source), target, int4
+        self.graph = self.stored.model.graph
         self.initializers: list[TensorProto] = []
         self.nodes: list[onnx.NodeProto] = []
-        self.target = target
-        self.data = (target / "model.onnx.data").open("wb")
+        self.data = ExternalData(target)
 
-    # ---- weights --------------------------------------------------------------------------------------------------
-    def read(self, name: str, index: int | None = None) -> np.ndarray:
-        """Initializer `name` (or its slice `index` of the first axis), float16 as float32."""
-        t = self.stored[name]
-        if t.data_location != TensorProto.EXTERNAL:
-            array = numpy_helper.to_array(t)
-        else:
-            where = {e.key: e.value for e in t.external_data}
-            dtype, shape, offset = NUMPY_TYPE[t.data_type], tuple(t.dims), int(where["offset"])
-            if index is not None:
-                shape = shape[1:]
-                offset += index * int(np.prod(shape)) * dtype.itemsize
-            array = np.fromfile(self.source / where["location"], dtype, int(np.prod(shape)), offset=offset).reshape(shape)
-        return array.astype(np.float32) if array.dtype == np.float16 else array
-
-    def add(self, name: str, dtype: np.dtype, shape: list[int], parts: Iterator[np.ndarray]) -> str:
-        start = -(-self.data.tell() // ALIGN) * ALIGN
-        self.data.seek(start)
-        for part in parts:
-            np.ascontiguousarray(part, dtype).tofile(self.data)
-        tensor = TensorProto(name=name, data_type=ONNX_TYPE[np.dtype(dtype)], dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "model.onnx.data"), ("offset", start), ("length", self.data.tell() - start)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers.append(tensor)
+    def add(self, name: str, dtype: np.dtype, shape: list[int], parts: Iterable[np.ndarray]) -> str:
+        self.initializers.append(self.data.add(name, dtype, shape, parts))
         return name
 
     # ---- operators ------------------------------------------------------------------------------------------------
@@ -87,19 +64,19 @@ class Lowering:
     def moe(self, node: onnx.NodeProto) -> None:
         x, logits, gate, up, down = node.input
         a = {a.name: a.i for a in node.attribute}
-        experts, inner, hidden = self.stored[gate].dims
+        experts, inner, hidden = self.stored.shape(gate)
 
         def gate_up() -> Iterator[np.ndarray]:  # rows alternate gate, up: the layout of swiglu_fusion=1
             for e in range(experts):
-                yield np.stack([self.read(gate, e), self.read(up, e)], axis=1).reshape(2 * inner, hidden)
+                yield np.stack([self.stored.read(gate, e), self.stored.read(up, e)], axis=1).reshape(2 * inner, hidden)
 
         def downs() -> Iterator[np.ndarray]:
-            return (self.read(down, e) for e in range(experts))
+            return (self.stored.read(down, e) for e in range(experts))
 
         attributes = dict(k=a["top_k"], normalize_routing_weights=a["normalize"], activation_type="swiglu",
                           swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0)
         gate_up_name = gate.replace("gate_proj", "gate_up_proj")
-        if self.int4:
+        if self.int4 and hidden % INT4_BLOCK == inner % INT4_BLOCK == 0:
             w1 = self.add_int4(gate_up_name, [experts, 2 * inner, hidden], gate_up)
             w2 = self.add_int4(down, [experts, hidden, inner], downs)
             self.nodes.append(helper.make_node("QMoE", [x, logits, *w1, "", *w2], list(node.output), node.output[0],
@@ -120,9 +97,9 @@ class Lowering:
 
     def gemm_int4(self, node: onnx.NodeProto) -> None:
         x, weight = node.input[:2]
-        out, inner = self.stored[weight].dims
+        out, inner = self.stored.shape(weight)
         if f"{weight}.int4" not in {t.name for t in self.initializers}:
-            packed, scale = quantize_int4(self.read(weight))
+            packed, scale = quantize_int4(self.stored.read(weight))
             self.add(f"{weight}.int4", np.uint8, [out, inner // INT4_BLOCK, INT4_BLOCK // 2], [packed])
             self.add(f"{weight}.scale", np.float32, [out * inner // INT4_BLOCK], [scale])
         bias = ["", "", node.input[2]] if len(node.input) > 2 else []
@@ -134,7 +111,7 @@ class Lowering:
         """A linear layer large enough to matter; routers (few rows) decide discretely and stay exact."""
         if not self.int4 or node.op_type != "Gemm" or node.input[1] not in self.stored or node.input[1].endswith("gate.weight"):
             return False
-        out, inner = self.stored[node.input[1]].dims
+        out, inner = self.stored.shape(node.input[1])
         return inner % INT4_BLOCK == 0 and out >= INT4_BLOCK
 
     # ---- graph ------------------------------------------------------------------------------------------------------
@@ -145,6 +122,11 @@ class Lowering:
         for node in self.graph.node:
             if node.domain == DOMAIN:
                 {"CachedAttention": self.cached_attention, "MoE": self.moe}[node.op_type](node)
+            elif node.op_type == "DequantizeLinear" or node.output[0] in self.stored.nvfp4:
+                continue  # NVFP4: the CPU has no kernels for it, so the weight itself is decoded and stored
+            elif node.op_type == "Swish":
+                self.nodes.append(helper.make_node("QuickGelu", list(node.input), list(node.output), node.name,
+                                                   domain=MICROSOFT, alpha=1.0))
             elif is_encoder_attention(node):
                 self.encoder_attention(node)
             elif self.is_int4_gemm(node):
@@ -165,11 +147,11 @@ class Lowering:
             for dim in tensor.shape.dim:
                 if dim.dim_param in dimensions:
                     dim.dim_value = dimensions[dim.dim_param]
-        del self.graph.node[:], self.graph.initializer[:], self.model.functions[:], self.model.opset_import[:]
+        del self.graph.node[:], self.graph.initializer[:], self.stored.model.functions[:], self.stored.model.opset_import[:]
         self.graph.node.extend(self.nodes)
         self.graph.initializer.extend(self.initializers)
-        self.model.opset_import.extend([helper.make_opsetid("", 24), helper.make_opsetid(MICROSOFT, 1)])
-        onnx.save(self.model, self.target / "model.onnx")
+        self.stored.model.opset_import.extend([helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)])
+        onnx.save(self.stored.model, self.target / "model.onnx")
 
     def drop_dead_nodes(self) -> None:
         """The attention mask of the standard form has no reader any more."""
@@ -181,18 +163,20 @@ class Lowering:
         self.nodes = kept[::-1]
 
     def keep_used_initializers(self) -> None:
-        used = {i for n in self.nodes for i in n.input}
+        """Copy what the lowered nodes still read: float16 as float32, NVFP4 decoded."""
+        used = dict.fromkeys(i for n in self.nodes for i in n.input)
         new = {t.name for t in self.initializers}
-        for name, tensor in self.stored.items():
-            if name not in used or name in new:
+        for name in used:
+            if name in new or name not in self.stored:
                 continue
-            if tensor.data_location == TensorProto.EXTERNAL:
-                dtype = NUMPY_TYPE[tensor.data_type]
-                dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
-                parts = (self.read(name, i) for i in range(tensor.dims[0])) if len(tensor.dims) > 2 else [self.read(name)]
-                self.add(name, dtype, list(tensor.dims), parts)
-            else:
-                self.initializers.append(numpy_helper.from_array(self.read(name), name))
+            tensor = self.stored.tensors.get(name)
+            if tensor is not None and tensor.data_location != TensorProto.EXTERNAL:
+                self.initializers.append(numpy_helper.from_array(self.stored.read(name), name))
+                continue
+            shape = self.stored.shape(name)
+            dtype = np.dtype(np.float32) if tensor is None else NUMPY_TYPE[tensor.data_type]
+            parts = (self.stored.read(name, i) for i in range(shape[0])) if len(shape) > 2 else [self.stored.read(name)]
+            self.add(name, np.dtype(np.float32) if dtype == np.float16 else dtype, shape, parts)
 
 
 def is_encoder_attention(node: onnx.NodeProto) -> bool:

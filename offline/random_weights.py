@@ -217,6 +217,9 @@ def draw(weight: Weight, silent: np.ndarray, seed: int) -> np.ndarray:
     value *= np.float32(weight.std)
     value += np.float32(weight.mean)
     if weight.name == "thinker.lm_head.weight":
+        # Against its own embedding: the token just said becomes unlikely, so greedy replies do not hang on one word.
+        embedding = draw(Weight("thinker.model.embed_tokens.weight", weight.shape, 1.0), silent, seed)
+        value -= np.float32(10 / weight.shape[1]) * embedding.astype(np.float32)
         value[silent] *= np.float32(0.02)
     if weight.name.startswith("code2wav") and weight.shape[0] == 1 < weight.shape[-1]:  # it makes the samples
         value -= value.mean(-1, keepdims=True)  # no offset

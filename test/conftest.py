@@ -1,15 +1,19 @@
 """Checkpoints and engines that the whole test session shares."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from offline.checkpoint import Checkpoint, write_safetensors
 from offline.make_checkpoint import make_checkpoint
 
+os.environ.setdefault("ROS_PYTHON_CHECK_FIELDS", "1")  # before rclpy: without it a typo in a message field passes
 ROOT = Path(__file__).parent.parent
-# Three models that differ in every dimension a graph could have hard-wired.
+# Three models that differ in every dimension a graph could have hard-wired. "plain" never ends by itself, so tests know
+# how long it speaks; the seeds of the others were chosen so that some replies and some speech do, early and late.
 CHECKPOINTS = {
     "plain": {"seed": 0},
     "odd": {"seed": 1, "overrides": {
@@ -35,7 +39,7 @@ CHECKPOINTS = {
         "code2wav_config": {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
                             "num_key_value_heads": 2, "intermediate_size": 64, "decoder_dim": 32},
     }},
-    "published": {"seed": 2, "overrides": {  # config and processor files laid out as in the 30B checkpoint
+    "published": {"seed": 4, "overrides": {  # config and processor files laid out as in the 30B checkpoint
         "thinker_config": {
             "text_config": {"vocab_size": 640, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
                             "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16, "num_experts_per_tok": 1,
@@ -61,6 +65,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name -> folder of a tiny checkpoint, for every entry of CHECKPOINTS."""
     root = tmp_path_factory.mktemp("checkpoints")
     made = {name: make_checkpoint(root / name, **options) for name, options in CHECKPOINTS.items()}
+    never_end(made["plain"])
     lay_out_as_published(made["published"])
     return made
 
@@ -87,6 +92,15 @@ def run(module: str, *arguments: str | Path) -> str:
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{module} exited with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def never_end(checkpoint: Path) -> None:
+    """Make both end tokens unlikely: replies and speech end at the length that a request allows, and only there."""
+    stored = Checkpoint(checkpoint)
+    tensors = {name: stored.read(name) for name in stored.tensors}
+    tensors["thinker.lm_head.weight"][stored.config["im_end_token_id"]] *= 0.02
+    tensors["talker.codec_head.weight"][stored.config["talker_config"]["codec_eos_token_id"]] *= 0.02
+    write_safetensors(checkpoint / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
 
 
 def lay_out_as_published(checkpoint: Path) -> None:

@@ -60,7 +60,8 @@ TURNS = {
     "audio of 9.7 s": [user(text("listen"), audio(9.7))],
     "three audios": [user(audio(1.0), audio(8.6, 1), text("and"), audio(0.7, 2))],
     "audio and image": [user(audio(1.7), image(70, 90), text("what is it"))],
-    "everything": [says("system", "hello"), user(image(64, 96), audio(1.2), video(2, 352, 384, 2.0), text("so"), image(40, 64, 3))],
+    "everything": [says("system", "hello"), user(image(64, 96), audio(1.2), video(2, 352, 384, 2.0), text("so"),
+                                                image(40, 64, 3))],
     "video at 2 fps": [user(video(6, 352, 384, 2.0), text("what happens"))],
     "video at 3 fps": [user(video(4, 384, 352, 3.0), text("what happens"))],  # positions that are not whole numbers
     "three turns": [says("system", "hello world"), user(image(64, 80), text("what is this")), says("assistant", "hello"),

@@ -7,7 +7,7 @@ import pytest
 
 from omni_ros.errors import EngineError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
-from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
 
 HELLO = [{"role": "user", "content": "what do you see and hear"}]
 SAMPLED = {"seed": 5, "max_generate_length": 24, "max_audio_length": 60}
@@ -37,8 +37,9 @@ def slow_down(monkeypatch, owner, method: str, seconds: float) -> None:
 
 def test_speech_starts_while_the_thinker_is_writing(pipeline, monkeypatch):
     slow_down(monkeypatch, pipeline.thinker, "step", 0.05)
-    _, events = play(pipeline)
+    finished, events = play(pipeline)
     kinds = [type(e) for e in events]
+    assert kinds.count(TextFinished) == 1 and events[kinds.index(TextFinished)].text == finished.text
     assert kinds.index(AudioChunk) < len(kinds) - 1 - kinds[::-1].index(TextDelta)
 
 
@@ -150,7 +151,8 @@ def test_text_only_turn_runs_no_speech(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline.engines["talker"], "run", None)
     finished, events = play(pipeline, audio_output=False)
     assert finished.audio_reason == "none" and finished.codes.shape == (16, 0)
-    assert all(isinstance(e, TextDelta) for e in events)
+    assert all(isinstance(e, TextDelta) for e in events[:-1])
+    assert events[-1] == TextFinished(finished.text, finished.token_ids, finished.reason)
 
 
 def test_metrics_are_ordered_in_time(pipeline):

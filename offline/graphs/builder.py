@@ -13,23 +13,19 @@ import onnx
 from onnx import TensorProto, helper
 
 from offline.checkpoint import Checkpoint
+from offline.external_data import ONNX_TYPE, ExternalData
 
 OPSET = 24
 IR_VERSION = 11
 DOMAIN = "omni_ros"  # our local functions: nodes that each backend lowers its own way
-ONNX_TYPE = {
-    np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16,
-    np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int32): TensorProto.INT32,
-    np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.bool_): TensorProto.BOOL,
-    np.dtype(ml_dtypes.float8_e4m3fn): TensorProto.FLOAT8E4M3FN,
-}
-ALIGN = 4096  # external tensors start on a page, so that runtimes can map them
+NVFP4_BLOCK = 16
 
 
 class GraphBuilder:
     """Nodes in order of creation; every method that makes a node returns the name of its output."""
 
     def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype):
+        """`prefix` stands before every key in the checkpoint; `dtype` is that of activations and 16-bit weights."""
         self.directory, self.checkpoint, self.prefix = directory, checkpoint, prefix
         self.dtype = np.dtype(dtype)
         self.onnx_dtype = ONNX_TYPE[self.dtype]
@@ -42,7 +38,7 @@ class GraphBuilder:
         self._names: set[str] = set()
         self._constants: dict[tuple, str] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        self._data = (directory / "model.onnx.data").open("wb")
+        self._data = ExternalData(directory)
 
     # ---- inputs, outputs, state -------------------------------------------------------------------------------
     def input(self, name: str, shape: list[int | str], dtype: np.dtype | None = None) -> str:
@@ -73,8 +69,17 @@ class GraphBuilder:
             return key
         return self.tensor(key, self.checkpoint.read(self.prefix + key, shape).astype(self.dtype))
 
+    def matrix(self, key: str) -> str:
+        """A linear layer's weight [out, in], 16-bit or NVFP4."""
+        if not self.is_nvfp4(key):
+            return self.weight(key)
+        out, packed = self.checkpoint.info(self.prefix + key).shape
+        return self.nvfp4(key, [key], (out, 2 * packed))
+
     def stack(self, name: str, keys: list[str], shape: tuple[int, ...]) -> str:
         """Tensors of one shape stacked on a new first axis (a layer's experts), in memory one at a time."""
+        if self.is_nvfp4(keys[0]):
+            return self.nvfp4(name, keys, (len(keys), *shape))
         parts = (self.checkpoint.read(self.prefix + k, shape).astype(self.dtype) for k in keys)
         return self._external(name, (len(keys), *shape), self.dtype, parts)
 
@@ -82,16 +87,33 @@ class GraphBuilder:
         """A weight computed here rather than read."""
         return self._external(name, value.shape, value.dtype, [value])
 
+    def is_nvfp4(self, key: str) -> bool:
+        """ModelOpt stores a quantised weight as packed codes with `_scale` and `_scale_2` beside them."""
+        return f"{self.prefix}{key}_scale" in self.checkpoint
+
+    def nvfp4(self, name: str, keys: list[str], shape: tuple[int, ...]) -> str:
+        """NVFP4 weights [..., K], bit for bit as ModelOpt wrote them, behind two DequantizeLinear nodes (and a Cast).
+
+        weight = FP4 code * (FP8 scale of its block of 16 * float32 scale of its matrix); one key makes a matrix
+        [O, K] with a scalar last scale, several a stack [E, O, K] with one per matrix.
+        """
+        packed, blocks = (*shape[:-1], shape[-1] // 2), (*shape[:-1], shape[-1] // NVFP4_BLOCK)
+        rows = shape[-2:-1]
+
+        def read(suffix: str, part_shape: tuple[int, ...]) -> Iterable[np.ndarray]:
+            return (self.checkpoint.read(f"{self.prefix}{key}{suffix}", part_shape) for key in keys)
+
+        codes = self._external(name, packed, np.uint8, read("", (*rows, packed[-1])))
+        self.initializers[-1].data_type, self.initializers[-1].dims[-1] = TensorProto.FLOAT4E2M1, shape[-1]
+        scale = self._external(f"{name}_scale", blocks, ml_dtypes.float8_e4m3fn, read("_scale", (*rows, blocks[-1])))
+        last = np.array([float(s) for s in read("_scale_2", ())], np.float32)
+        last = self.tensor(f"{name}_scale_2", last if len(shape) > 2 else last[0])
+        scale = self.op("DequantizeLinear", scale, last, axis=0)
+        weight = self.op("DequantizeLinear", codes, scale, axis=len(shape) - 1, block_size=NVFP4_BLOCK)
+        return weight if self.dtype == np.float32 else self.cast(weight, self.dtype)  # TensorRT refuses output_dtype
+
     def _external(self, name: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> str:
-        start = -(-self._data.tell() // ALIGN) * ALIGN
-        self._data.seek(start)
-        for part in parts:
-            np.ascontiguousarray(part).tofile(self._data)
-        tensor = TensorProto(name=name, data_type=ONNX_TYPE[np.dtype(dtype)], dims=shape,
-                             data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "model.onnx.data"), ("offset", start), ("length", self._data.tell() - start)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers.append(tensor)
+        self.initializers.append(self._data.add(name, dtype, shape, parts))
         self._names.add(name)
         return name
 
@@ -120,7 +142,7 @@ class GraphBuilder:
 
     def linear(self, x: str, key: str, bias: bool = False) -> str:
         """x [n, in] -> [n, out] with `key`.weight [out, in] (and `key`.bias [out])."""
-        operands = [x, self.weight(f"{key}.weight")] + ([self.weight(f"{key}.bias")] if bias else [])
+        operands = [x, self.matrix(f"{key}.weight")] + ([self.weight(f"{key}.bias")] if bias else [])
         return self.op("Gemm", *operands, transB=1)
 
     def rms_norm(self, x: str, key: str, eps: float) -> str:

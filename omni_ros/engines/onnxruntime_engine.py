@@ -17,18 +17,8 @@ class OnnxRuntimeEngine:
     def __init__(self, directory: Path, config: dict, threads: int):
         self.directory, self.config, self.length = directory, config, 0
         path = directory / "model.onnx"
-        if hashlib.sha256(path.read_bytes()).hexdigest() != config["graph_sha256"]:
-            raise EngineError(f"{path}: damaged (its checksum differs from config.json); build the engine again")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Stages share the cores: a pool that spins after its work would take them from the next stage.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # ORT raises half a dozen classes of its own for a bad model
-            raise EngineError(f"{path}: ONNX Runtime cannot load it ({e}); build the engine again") from e
-        self._check_graph()
+        self.session = load_session(path, config["graph_sha256"], threads, ["CPUExecutionProvider"])
+        check_graph(self.session, config, directory)
         self.inputs = {i["name"]: np.dtype(i["dtype"]) for i in config["inputs"]}
         self.output_names = [o["name"] for o in config["outputs"]]
         position = config.get("position", {})
@@ -47,40 +37,12 @@ class OnnxRuntimeEngine:
     def _allocate(state: dict) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(np.zeros(state["shape"], state["dtype"]))
 
-    def _check_graph(self) -> None:
-        """config.json and model.onnx must describe the same inputs and outputs."""
-        c = self.config
-        declared = {**{e["name"]: e for e in c["inputs"] + c["outputs"]}, **{s["input"]: s for s in c["state"]},
-                    **{s["output"]: s for s in c["state"]}}
-        found = {v.name: v for v in self.session.get_inputs() + self.session.get_outputs()}
-        where = self.directory / "config.json"
-        if set(declared) != set(found):
-            raise EngineError(f"{where}: disagrees with model.onnx about {sorted(set(declared) ^ set(found))}; build again")
-        for name, value in found.items():
-            shape, dtype = [d if isinstance(d, int) else "*" for d in value.shape], ORT_TYPE.get(value.type, value.type)
-            wanted = [d if isinstance(d, int) else "*" for d in declared[name]["shape"]]
-            if shape != wanted or dtype != declared[name]["dtype"]:
-                raise EngineError(f"{where}: says {name} is {declared[name]['dtype']}{wanted}, model.onnx has "
-                                  f"{dtype}{shape}; build again")
-        if not c["state"]:
-            return
-        position, capacity = c["position"], c["limits"]["capacity"]
-        if not {position["input"], position["counts"]} <= {i["name"] for i in c["inputs"]}:
-            raise EngineError(f"{where}: position names inputs that model.onnx does not have; build again")
-        for state in c["state"]:  # the graph writes in place without looking: rows past the buffer would be someone else's
-            if state["in_place"] and state["shape"][2] != capacity:
-                raise EngineError(f"{where}: limits.capacity is {capacity}, {state['input']} has {state['shape'][2]} rows; "
-                                  "build again")
-
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if inputs.keys() != self.inputs.keys():
             raise InputError(f"{self.config['engine']} takes {sorted(self.inputs)}, got {sorted(inputs)}")
         bound = {name: np.ascontiguousarray(array, self.inputs[name]) for name, array in inputs.items()}
-        rows = bound[self.counts].shape[self.axis] if self.counts else 0
+        rows = check_rows(self, bound)
         if self.counts:
-            if self.length + rows > self.capacity:
-                raise KVCacheFullError(f"{self.config['engine']}: {self.length} + {rows} rows do not fit its capacity of "
-                                       f"{self.capacity}; build with a larger one or shorten the turn")
             bound[self.position_input] = np.array([self.length], np.int64)
         for name, array in bound.items():
             self.binding.bind_cpu_input(name, array)
@@ -113,3 +75,54 @@ class OnnxRuntimeEngine:
         if not 0 <= length <= self.length:
             raise ValueError(f"truncate({length}) of {self.length} rows")
         self.length = length
+
+
+def load_session(path: Path, sha256: str, threads: int, providers: list) -> ort.InferenceSession:
+    """Load a graph whose checksum config.json knows. Raises EngineError naming the file."""
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise EngineError(f"{path}: damaged (its checksum differs from config.json); build the engine again")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Stages share the cores: a pool that spins after its work would take them from the next stage.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as e:  # ORT raises half a dozen classes of its own for a bad model
+        raise EngineError(f"{path}: ONNX Runtime cannot load it ({e}); build the engine again") from e
+
+
+def check_graph(session: ort.InferenceSession, config: dict, directory: Path) -> None:
+    """config.json and the graph must describe the same inputs and outputs."""
+    declared = {**{e["name"]: e for e in config["inputs"] + config["outputs"]}, **{s["input"]: s for s in config["state"]},
+                **{s["output"]: s for s in config["state"]}}
+    found = {v.name: v for v in session.get_inputs() + session.get_outputs()}
+    where = directory / "config.json"
+    if set(declared) != set(found):
+        raise EngineError(f"{where}: disagrees with model.onnx about {sorted(set(declared) ^ set(found))}; build again")
+    for name, value in found.items():
+        shape, dtype = [d if isinstance(d, int) else "*" for d in value.shape], ORT_TYPE.get(value.type, value.type)
+        wanted = [d if isinstance(d, int) else "*" for d in declared[name]["shape"]]
+        if shape != wanted or dtype != declared[name]["dtype"]:
+            raise EngineError(f"{where}: says {name} is {declared[name]['dtype']}{wanted}, model.onnx has "
+                              f"{dtype}{shape}; build again")
+    if not config["state"]:
+        return
+    position, capacity = config["position"], config["limits"]["capacity"]
+    if not {position["input"], position["counts"]} <= {i["name"] for i in config["inputs"]}:
+        raise EngineError(f"{where}: position names inputs that model.onnx does not have; build again")
+    for state in config["state"]:  # the graph writes in place without looking: rows past the buffer would be someone else's
+        if state["in_place"] and state["shape"][2] != capacity:
+            raise EngineError(f"{where}: limits.capacity is {capacity}, {state['input']} has {state['shape'][2]} rows; "
+                              "build again")
+
+
+def check_rows(engine, inputs: dict[str, np.ndarray]) -> int:
+    """How many rows a run adds to the engine's state. Raises KVCacheFullError when they do not fit."""
+    if not engine.counts:
+        return 0
+    rows = inputs[engine.counts].shape[engine.axis]
+    if engine.length + rows > engine.capacity:
+        raise KVCacheFullError(f"{engine.config['engine']}: {engine.length} + {rows} rows do not fit its capacity of "
+                               f"{engine.capacity}; build with a larger one or shorten the turn")
+    return rows

@@ -31,6 +31,8 @@ def open_sidecar(path: Path) -> dict[str, np.ndarray]:
         tensors = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= len(data):
+                raise ValueError(f"{name} lies outside the file")
             dtype = np.dtype(np.uint8 if entry["dtype"] == "F8_E4M3" else SAFETENSORS_DTYPES[entry["dtype"]])
             tensors[name] = data[begin:end].view(dtype).reshape(entry["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:

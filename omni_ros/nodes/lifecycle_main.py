@@ -1,5 +1,6 @@
 """The main function of a lifecycle node's executable."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -25,17 +26,23 @@ def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -
     node = make_node()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    code = 0
     try:
         if node.get_parameter("autostart").value and not _start(node):
-            return 1
+            code = 1
+            stop.set()
         while not stop.is_set():
             executor.spin_once(timeout_sec=WAKE_EVERY)
-        return 0
     finally:
         node.on_shutdown(None)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+    if threading.active_count() > 1:
+        # A long step (the prefill of a large prompt) is still computing. Nothing is left to save, and a normal exit
+        # would destroy what it computes with under its feet.
+        os._exit(code)
+    return code
 
 
 def _start(node: LifecycleNode) -> bool:

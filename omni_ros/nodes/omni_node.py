@@ -18,14 +18,14 @@ from std_srvs.srv import SetBool, Trigger
 
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechStart, make_vad
 from omni_ros.dialogue.history import History
-from omni_ros.errors import InputError, OmniError
+from omni_ros.errors import InputError
 from omni_ros.nodes import messages, parameters
 from omni_ros.nodes.audio_input import AudioInput
 from omni_ros.nodes.camera import Camera
 from omni_ros.nodes.diagnostics import Health
 from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.speech_publisher import SpeechPublisher
-from omni_ros.nodes.turn_worker import Outcome, TurnWorker, UserTurn
+from omni_ros.nodes.turn_worker import Outcome, TurnWorker, UserTurn, describe
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STREAM = QoSProfile(depth=100)
@@ -72,9 +72,9 @@ class OmniNode(LifecycleNode):
         """Load the engines and run them once: the first turn must neither fail nor be slow."""
         try:
             self._configure()
-        except OmniError as error:
-            self._health.configure_error = str(error)
-            self.get_logger().fatal(f"cannot configure: {error}")
+        except Exception as error:  # noqa: BLE001 - rclpy drops what a transition raises without a word
+            self._health.configure_error = describe(error)
+            self.get_logger().fatal(f"cannot configure: {describe(error)}")
             self._free()
             return TransitionCallbackReturn.FAILURE
         self._health.configure_error = ""
@@ -114,6 +114,7 @@ class OmniNode(LifecycleNode):
             system_prompt=lambda: self._value("system_prompt"),
             options=lambda: parameters.generation_options(self),
             on_text=lambda text: self._response_stream.publish(String(data=text)),
+            on_response=lambda text: self._response.publish(String(data=text)),
             on_outcome=self._on_outcome,
             on_change=self._update_state,
         )
@@ -122,9 +123,9 @@ class OmniNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self._subscribe()
-        except InputError as error:
-            self._health.configure_error = str(error)
-            self.get_logger().fatal(f"cannot activate: {error}")
+        except Exception as error:  # noqa: BLE001 - as above
+            self._health.configure_error = describe(error)
+            self.get_logger().fatal(f"cannot activate: {describe(error)}")
             self._unsubscribe()
             return TransitionCallbackReturn.FAILURE
         self._speaking.publish(Bool(data=False))
@@ -158,8 +159,9 @@ class OmniNode(LifecycleNode):
 
     def _stop_listening(self) -> None:
         """Drop the utterance in progress."""
+        if self._endpointer.in_speech:
+            self._user_speaking.publish(Bool(data=False))
         self._endpointer.reset()
-        self._user_speaking.publish(Bool(data=False))
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._unsubscribe()
@@ -182,8 +184,8 @@ class OmniNode(LifecycleNode):
         self.get_logger().error(f"a lifecycle transition from '{state.label}' failed; back to unconfigured")
         return self.on_shutdown(state)
 
-    def _free(self) -> bool:
-        """Stop the threads and drop the engines; False when a turn is stuck in a long step."""
+    def _free(self) -> None:
+        """Stop the threads and drop the engines."""
         stopped = self._worker is None or self._worker.close(STOP_WITHIN)
         if self._speech is not None:
             self._speech.close()
@@ -191,7 +193,6 @@ class OmniNode(LifecycleNode):
             self._pipeline.close()
         self._pipeline = self._speech = self._worker = None
         self._update_state()
-        return stopped
 
     # ---- inputs -----------------------------------------------------------------------------------------------
 
@@ -221,7 +222,13 @@ class OmniNode(LifecycleNode):
             picture = self._camera.picture(self._value("image_max_age"), self._value("image_max_pixels"))
 
         def content() -> list[dict]:
-            return [said] if picture is None else [{"type": "image", "image": picture()}, said]
+            if picture is None:
+                return [said]
+            try:
+                return [{"type": "image", "image": picture()}, said]
+            except InputError as error:  # only its header was checked on arrival; the words are worth an answer alone
+                self._on_bad("camera", str(error))
+                return [said]
 
         self._worker.submit(UserTurn(content), preempt=self._value("preempt"))
         self._update_state()
@@ -240,8 +247,6 @@ class OmniNode(LifecycleNode):
         self._health.turn_ended(outcome)
         if outcome.error:
             self.get_logger().error(f"turn failed: {outcome.error}")
-        elif outcome.reason != "cancelled":
-            self._response.publish(String(data=outcome.text))
 
     def _current_state(self) -> str:
         if self._audio is None:
@@ -288,6 +293,7 @@ class OmniNode(LifecycleNode):
         if self._worker is not None:
             self._worker.forget()
             self._stop_listening()
+            self._health.last_turn = None
             self._update_state()
         response.success = self._worker is not None
         response.message = "the conversation is forgotten" if response.success else "the node is not configured"

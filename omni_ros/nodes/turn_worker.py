@@ -9,7 +9,7 @@ from typing import Any
 from omni_ros.dialogue.history import History
 from omni_ros.errors import OmniError, PromptTooLongError
 from omni_ros.nodes.speech_publisher import SpeechPublisher
-from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
 
 
 @dataclass
@@ -35,6 +35,11 @@ class Outcome:
     metrics: dict[str, Any] = field(default_factory=dict)  # the pipeline's
 
 
+def describe(error: Exception) -> str:
+    """Our own errors explain themselves; of others the type is half of the message."""
+    return str(error) if isinstance(error, OmniError) else f"{type(error).__name__}: {error}"
+
+
 class TurnWorker:
     """Runs the newest submitted turn; at most one more waits. A turn lasts until its speech was heard."""
 
@@ -47,6 +52,7 @@ class TurnWorker:
         system_prompt: Callable[[], str],
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
         on_text: Callable[[str], None],
+        on_response: Callable[[str], None],  # the whole text, once it is written
         on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
         on_change: Callable[[], None],  # a turn began or ended
     ) -> None:
@@ -56,6 +62,7 @@ class TurnWorker:
         self._system_prompt = system_prompt
         self._options = options
         self._on_text = on_text
+        self._on_response = on_response
         self._on_outcome = on_outcome
         self._on_change = on_change
         # Guards the four below and the history. Pipeline.cancel() is called inside it, to hit no turn but its own.
@@ -139,10 +146,8 @@ class TurnWorker:
         try:
             content = turn.content()
             finished = self._generate(turn, content, outcome)
-        except OmniError as error:
-            outcome.error = str(error)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
-            outcome.error = f"{type(error).__name__}: {error}"
+            outcome.error = describe(error)
         else:
             outcome.reason = "cancelled" if turn.cancelled else finished.reason
             outcome.text, outcome.metrics = finished.text, finished.metrics
@@ -174,6 +179,8 @@ class TurnWorker:
             elif isinstance(event, TextDelta):
                 outcome.first_text = outcome.first_text or since
                 self._on_text(event.text)
+            elif isinstance(event, TextFinished):
+                self._on_response(event.text)
             elif isinstance(event, AudioChunk) and event.pcm.size:
                 outcome.first_audio = outcome.first_audio or since
                 self._speech.push(turn.response, event.pcm)

@@ -11,6 +11,7 @@ class CodePredictor:
         self.engine = engine
         model = engine.config["model"]
         self.noise_shape = (model["num_code_groups"] - 1, model["noise_width"])
+        self.hidden_size = next(i["shape"][1] for i in engine.config["inputs"] if i["name"] == "last_hidden")
         self.greedy_noise = np.zeros(self.noise_shape, np.float32)
 
     def __call__(self, last_hidden: np.ndarray, code0_embed: np.ndarray,

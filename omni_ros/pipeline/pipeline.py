@@ -50,7 +50,7 @@ class Pipeline:
         return sorted(self.talker.model["speaker_id"])
 
     def generate(self, request: Request) -> Iterator[Event]:
-        """TextDelta and AudioChunk events while they are made, then Finished.
+        """TextDelta, TextFinished and AudioChunk events while they are made, then Finished.
 
         Raises InputError, PromptTooLongError, UnknownSpeakerError or EngineError; the next turn works after each.
         """

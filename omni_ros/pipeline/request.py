@@ -1,5 +1,6 @@
 """What goes into a turn and what comes out of it."""
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,20 @@ class Request:
     chunk_frames: int = 8  # ... and double up to this size
 
     def __post_init__(self) -> None:
-        limits = {"max_generate_length": (1, None), "temperature": (0, None), "top_k": (0, None), "top_p": (0, 1),
-                  "talker_temperature": (0, None), "talker_top_k": (0, None), "talker_top_p": (0, 1),
-                  "max_audio_length": (1, None), "first_chunk_frames": (1, None), "chunk_frames": (1, None),
-                  "seed": (0, None)}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in limits and value is not None:
-                low, high = limits[f.name]
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or value < low or (high and value > high):
-                    raise InputError(f"{f.name} = {value!r} must be a number from {low} to {high or 'any'}")
-        if not self.repetition_penalty > 0:
-            raise InputError(f"repetition_penalty = {self.repetition_penalty!r} must be above 0")
+        for name, low in (("max_generate_length", 1), ("top_k", 0), ("talker_top_k", 0), ("max_audio_length", 1),
+                          ("first_chunk_frames", 1), ("chunk_frames", 1), ("seed", 0)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
+            if not whole and not (name == "seed" and value is None):
+                raise InputError(f"{name} = {value!r} must be a whole number, at least {low}")
+        for name, low, high in (("temperature", 1e-4, 1e4), ("talker_temperature", 1e-4, 1e4), ("top_p", 0, 1),
+                                ("talker_top_p", 0, 1), ("repetition_penalty", 0.01, 100)):
+            value, greedy = getattr(self, name), name.endswith("temperature")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not (low <= value <= high or greedy and value == 0):
+                raise InputError(f"{name} = {value!r} must be a number from {low:g} to {high:g}{', or 0' * greedy}")
+        if not isinstance(self.speaker, (str, NoneType)):
+            raise InputError(f"speaker = {self.speaker!r} must be a name")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,15 @@ class TextDelta:
 
     text: str
     token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class TextFinished:
+    """The whole reply text, as soon as it is written; speech usually goes on. `reason` as in Finished."""
+
+    text: str
+    token_ids: list[int]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -77,4 +89,4 @@ class Finished:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-Event = TextDelta | AudioChunk | Finished
+Event = TextDelta | TextFinished | AudioChunk | Finished

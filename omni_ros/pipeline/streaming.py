@@ -14,7 +14,7 @@ import numpy as np
 from omni_ros.pipeline.channel import Channel, ChannelClosed
 from omni_ros.pipeline.code2wav import Code2Wav
 from omni_ros.pipeline.prompt import Prompt, PromptBuilder
-from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta
+from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished
 from omni_ros.pipeline.sampling import Sampler
 from omni_ros.pipeline.talker import Talker
 from omni_ros.pipeline.thinker import Thinker
@@ -113,6 +113,8 @@ class Turn:
             self._mark("last_token_s")
             if rest := stream.rest():
                 self._say(rest, [])
+            if self.reason != "cancelled":
+                self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
         finally:
             self.tokens.close()
             self.prompt_ready.close()

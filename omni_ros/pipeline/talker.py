@@ -8,7 +8,7 @@ import numpy as np
 
 from omni_ros.engines.engine import Engine
 from omni_ros.engines.sidecar import Embedding, Projection
-from omni_ros.errors import PromptTooLongError, UnknownSpeakerError
+from omni_ros.errors import EngineError, PromptTooLongError, UnknownSpeakerError
 from omni_ros.pipeline.code_predictor import CodePredictor
 from omni_ros.pipeline.positions import mrope_positions
 from omni_ros.pipeline.prompt import Prompt
@@ -21,6 +21,11 @@ class Talker:
     def __init__(self, engine: Engine, code_predictor: CodePredictor, thinker_model: dict, thinker_embedding: Embedding):
         self.engine, self.code_predictor = engine, code_predictor
         self.model, self.thinker_model, self.thinker_embedding = engine.config["model"], thinker_model, thinker_embedding
+        wanted = (self.model["thinker_hidden_size"], self.model["hidden_size"])
+        found = (thinker_model["hidden_size"], code_predictor.hidden_size)
+        if wanted != found:
+            raise EngineError(f"{engine.directory}: needs a Thinker and a CodePredictor of widths {wanted}, these have {found}; "
+                              "export and build all engines from one checkpoint")
         self.codec_embedding = Embedding(engine.directory / "embedding.safetensors")
         self.text_projection = Projection(engine.directory / "text_projection.safetensors")
         self.hidden_projection = Projection(engine.directory / "hidden_projection.safetensors")
@@ -39,10 +44,11 @@ class Talker:
 
     def speaker_id(self, name: str | None) -> int:
         voices = self.model["speaker_id"]
-        name = name.lower() if name else DEFAULT_SPEAKER if DEFAULT_SPEAKER in voices else next(iter(voices))
-        if name not in voices:
+        if name is None:
+            name = DEFAULT_SPEAKER if DEFAULT_SPEAKER in voices else next(iter(voices))
+        if name.lower() not in voices:
             raise UnknownSpeakerError(f"speaker {name!r} is not in this checkpoint; it has {', '.join(sorted(voices))}")
-        return voices[name]
+        return voices[name.lower()]
 
     def sampler(self, temperature: float, top_k: int, top_p: float, penalty: float, rng: np.random.Generator) -> Sampler:
         return Sampler(self.model["vocab_size"], temperature, top_k, top_p, rng, penalty, self.suppressed)

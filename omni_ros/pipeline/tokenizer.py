@@ -37,7 +37,10 @@ class ChatTokenizer:
             text = self.template.render(messages=messages, add_generation_prompt=True)
         except TemplateError as e:
             raise InputError(f"the chat template refuses these messages: {e}") from e
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        try:
+            return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        except TypeError as e:  # half a surrogate pair, as JSON can escape it, is no character
+            raise InputError("the messages hold text that is not valid Unicode") from e
 
     def stream(self) -> "TextStream":
         return TextStream(self.tokenizer)
@@ -72,5 +75,8 @@ def _read_template(directory: Path) -> str:
         return path.read_text()
     path = directory / "chat_template.json"
     if path.is_file():
-        return json.loads(path.read_text())["chat_template"]
+        try:
+            return json.loads(path.read_text())["chat_template"]
+        except (ValueError, TypeError, KeyError) as e:
+            raise EngineError(f"{path}: holds no chat_template ({e}); export the Thinker and build it again") from e
     raise EngineError(f"{directory}: neither chat_template.jinja nor chat_template.json; export the Thinker again")

@@ -1,0 +1,126 @@
+"""Decode speed against transformers on the same checkpoint, and what int4 weights cost in accuracy."""
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.models import ROOT
+from bench.report import Part, Row
+from bench.spy import Call, spy
+from bench.turns import QUESTION, greedy, listen
+from omni_ros.pipeline.pipeline import Pipeline
+
+TOKENS, FRAMES = 48, 24  # per repetition
+FORCED = 200  # tokens and frames for accuracy
+METHOD = f"""\
+{TOKENS} reply tokens, then {FRAMES} codec frames: greedy, batch 1, KV cache, the same prompt, checkpoint and number
+of threads; from the end of the first step to the end of the last. transformers runs `generate` in float32 as
+`from_pretrained` sets it up. Medians of runs in turn. int4 (`--weights int4`) is compared by feeding it the float32
+engines' own inputs, {FORCED} tokens and {FORCED} frames. Random weights are the worst case for it: they have no
+structure that survives rounding, and near-ties of router and logits flip."""
+
+
+def measure(output: Path, threads: int, repetitions: int) -> Part:
+    reference = Transformers(output / "checkpoint", threads)
+    pipelines = {name: Pipeline.open(output / name, threads) for name in ("engines", "engines_int4")}
+    runs: dict[str, list[tuple[float, float, list[int]]]] = {name: [] for name in ("transformers", *pipelines)}
+    for repetition in range(repetitions + 1):  # in turn, so that other load falls on all alike; the first warms up
+        for name in runs:
+            run = reference.run() if name == "transformers" else _run(pipelines[name])
+            if repetition:
+                runs[name].append(run)
+    speeds = {name: np.array([run[:2] for run in rs]) for name, rs in runs.items()}  # [repetitions, 2]
+    tokens, frames = ({name: float(np.median(s[:, i] / speeds["transformers"][:, i])) for name, s in speeds.items()}
+                      for i in range(2))
+    equal = float(np.mean(np.array(runs["engines"][0][2]) == np.array(runs["transformers"][0][2])))
+    loss = _int4_loss(pipelines["engines"], pipelines["engines_int4"])
+    rows = [
+        Row("Thinker tokens/s, float32 engine / transformers", tokens["engines"], "x", (">=", 1.4)),
+        Row("Thinker tokens/s, int4 engine / transformers float32", tokens["engines_int4"], "x", (">=", 4)),
+        Row("codec frames/s (Talker + CodePredictor), float32 / transformers", frames["engines"], "x"),
+        Row("codec frames/s (Talker + CodePredictor), int4 / transformers", frames["engines_int4"], "x"),
+        Row("Thinker tokens equal to transformers', float32", equal, "", (">=", 1)),
+        Row("int4: Thinker's most likely token is float32's", loss["thinker"]["top1"]),
+        Row("int4: KL divergence of the Thinker's distribution, mean", loss["thinker"]["kl"], "nat"),
+        Row("int4: cosine of the Thinker's logits, mean", loss["thinker"]["cosine"]),
+        Row("int4: Talker's most likely code 0 is float32's", loss["talker"]["top1"]),
+        Row("int4: KL divergence of the Talker's distribution, mean", loss["talker"]["kl"], "nat"),
+        Row("int4: CodePredictor's code 1 is float32's (greedy)", loss["code_predictor"]["code_1"]),
+        Row("int4: CodePredictor's codes 1-15 are float32's (greedy)", loss["code_predictor"]["codes"]),
+    ]
+    return Part("Decoding", METHOD, rows, {
+        "tokens_and_frames_per_s": {name: s.tolist() for name, s in speeds.items()}, "int4_loss": loss})
+
+
+def _run(pipeline: Pipeline) -> tuple[float, float, list[int]]:
+    """tokens/s, codec frames/s, token ids."""
+    heard = listen(pipeline, greedy(tokens=TOKENS, frames=1, audio_output=False))
+    speech = listen(pipeline, greedy(tokens=4, frames=FRAMES, streaming=False))
+    return rate(heard.text_times), 1e3 / speech.finished.metrics["ms_per_frame"], heard.finished.token_ids
+
+
+def rate(times: list[float]) -> float:
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+class Transformers:
+    """The tests' reference model; each step's end is seen by a forward hook."""
+
+    def __init__(self, checkpoint: Path, threads: int):
+        sys.path.insert(0, str(ROOT / "test"))
+        import torch
+        from oracle import load  # torch and transformers take seconds to load: not for the other benchmarks
+
+        torch.set_num_threads(threads or os.cpu_count())
+        self.oracle = load(checkpoint)
+        self.model, self.inputs = self.oracle.model, self.oracle.inputs(QUESTION)
+        self.times: dict[str, list[float]] = {"thinker": [], "talker": []}
+        for name, module in (("thinker", self.model.thinker), ("talker", self.model.talker)):
+            module.register_forward_hook(lambda *_, name=name: self.times[name].append(time.perf_counter()))
+    def _generate(self, tokens: int, **options) -> Any:
+        for times in self.times.values():
+            times.clear()
+        return self.model.generate(
+            **self.inputs, thinker_max_new_tokens=tokens, thinker_do_sample=False,
+            thinker_eos_token_id=self.model.config.im_end_token_id, **{"return_audio": False, **options})
+
+    def run(self) -> tuple[float, float, list[int]]:
+        sequence = self._generate(TOKENS)
+        tokens = getattr(sequence, "sequences", sequence)[0, self.inputs["input_ids"].shape[1]:].tolist()
+        tokens_per_s = rate(self.times["thinker"])
+        self.model.code2wav.chunked_decode = lambda codes, **_: codes[:, :1, :1]  # no part of the frame
+        self._generate(4, return_audio=True, speaker="ethan", talker_do_sample=False, talker_max_new_tokens=FRAMES + 1,
+                       talker_repetition_penalty=1.0)
+        return tokens_per_s, rate(self.times["talker"]), tokens
+
+
+# ---- accuracy -------------------------------------------------------------------------------------------------------
+def _int4_loss(exact: Pipeline, int4: Pipeline) -> dict[str, dict[str, float]]:
+    """Run one turn on the float32 engines, then the int4 engines on the very same inputs: errors do not add up."""
+    with spy(exact) as calls:
+        listen(exact, greedy(tokens=FORCED, frames=FORCED, streaming=False))
+    pairs = {name: _replay(int4, name, [c for c in calls if c.engine == name])
+             for name in ("thinker", "talker", "code_predictor")}
+    suppressed = exact.talker.suppressed
+    ours, theirs = (np.stack([o["codes"] for o in side]) for side in pairs["code_predictor"])  # [frames, 15]
+    return {"thinker": _compare(*(np.concatenate([o["logits"] for o in side]) for side in pairs["thinker"])),
+            "talker": _compare(*(np.delete(np.concatenate([o["logits"] for o in side]), suppressed, axis=1)
+                                 for side in pairs["talker"])),
+            "code_predictor": {"code_1": float((ours == theirs)[:, 0].mean()), "codes": float((ours == theirs).mean())}}
+
+
+def _replay(pipeline: Pipeline, name: str, calls: list[Call]) -> tuple[list[dict], list[dict]]:
+    engine = pipeline.engines[name]
+    engine.reset()
+    return [c.outputs for c in calls], [engine.run(c.inputs) for c in calls]
+
+
+def _compare(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Logits [n, V] of the same steps."""
+    log_p, log_q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (exact, other))
+    cosine = (exact * other).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(other, axis=1)
+    return {"top1": float((exact.argmax(1) == other.argmax(1)).mean()), "steps": len(exact),
+            "kl": float((np.exp(log_p) * (log_p - log_q)).sum(1).mean()), "cosine": float(cosine.mean())}

@@ -1,0 +1,95 @@
+"""Qwen3-Omni checkpoint -> NVFP4 checkpoints of Thinker and Talker, by NVIDIA ModelOpt.
+
+    python -m offline.quantize --model_dir HF_ROOT --output_dir OUT [--calibration_dir SAMPLES]
+
+writes OUT/thinker and OUT/talker, standalone checkpoints in ModelOpt's format, and OUT/quantization_report.json. Tensor
+X of OUT/thinker is tensor thinker.X of HF_ROOT (the same for talker); config.json["omni_config"] is HF_ROOT's config.
+Thinker attention and experts and Talker experts get 4-bit weights and inputs; the rest is copied bit for bit.
+
+Without --calibration_dir the samples come from LibriSpeech, MMMU and CNN/DailyMail; offline/calibration.py describes
+the folder. Memory: all weights in their stored precision on one device plus 5 GB; 76 GB for 30B-A3B, whose tensors sum
+to 70.5 GB. It is checked before loading. Time: transformers' eager 7 tokens and 5 codec frames a second on one H200
+make 8 s a sample, 70 minutes for 500. A run that is stopped leaves no partial output; start it again.
+"""
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from offline.atomic import atomic_file
+from offline.calibration import COUNTS, download, find_samples
+from offline.checkpoint import Checkpoint
+from omni_ros.errors import CheckpointError, OmniError
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises OmniError: no samples, a checkpoint that cannot be read, modules that cannot be quantised."""
+    checkpoint = Checkpoint(args.model_dir)
+    parts = {name.split(".")[0] for name in checkpoint.tensors}
+    if checkpoint.config.get("model_type") != "qwen3_omni_moe" or not parts >= {"thinker", "talker", "code2wav"}:
+        raise CheckpointError(f"{args.model_dir}: is not a complete qwen3_omni_moe checkpoint (model_type "
+                              f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(parts))})")
+    counts = {kind: getattr(args, f"talker_num_{kind}") for kind in COUNTS}
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = args.calibration_dir
+        if directory is None:
+            directory = Path(temporary)
+            download(directory, counts)
+        samples, warnings = find_samples(directory, counts, args.seed)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        # Media are decoded by omni_ros. transformers would import torchvision if it is there, and fails when that is a
+        # CUDA build beside a CPU-only torch.
+        sys.modules.setdefault("torchvision", None)
+        from offline.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
+        report = quantize(checkpoint, samples, args.output_dir, args.device, args.seed, args.include, args.exclude,
+                          args.reply_tokens, args.codec_frames)
+    report["samples"] = {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}
+    report["warnings"] = warnings
+    with atomic_file(args.output_dir / "quantization_report.json") as path:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}: {len(report['ranges'])} modules in NVFP4")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m offline.quantize", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_dir", type=Path, required=True, metavar="HF_ROOT", help="complete 16-bit checkpoint")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="OUT", help="folder for thinker/ and talker/")
+    for kind, count in COUNTS.items():
+        parser.add_argument(f"--talker_num_{kind}", type=_count, default=count, metavar="N",
+                            help=f"{kind} samples to calibrate with (default: %(default)s)")
+    parser.add_argument("--calibration_dir", type=Path, metavar="SAMPLES", help="folder with audio/, images/ and text/")
+    parser.add_argument("--seed", type=int, default=0, help="draws samples and speech codes (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="default: a GPU if there is one")
+    parser.add_argument("--include", nargs="+", default=[], metavar="PATTERN",
+                        help="quantise these modules too, by their names in HF_ROOT, e.g. thinker.lm_head "
+                        "'talker.*_projection.*' 'talker.model.layers.*.mlp.shared_expert.*'")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN",
+                        help="keep these modules in 16 bit, e.g. 'thinker.model.layers.*.self_attn.*'")
+    parser.add_argument("--reply_tokens", type=_count, default=24, metavar="N",
+                        help="longest reply of the Thinker to a sample, at least 2 (default: %(default)s)")
+    parser.add_argument("--codec_frames", type=_count, default=24, metavar="N",
+                        help="longest speech of the Talker per sample, frames of 80 ms (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.reply_tokens < 2 or args.codec_frames < 1:
+        parser.error("--reply_tokens must be at least 2 and --codec_frames at least 1")
+    try:
+        run(args)
+    except (OmniError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

