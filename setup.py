@@ -34,6 +34,9 @@ setup(
         # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation
         "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-lifecycle-msgs==2.0.3", "ros-rcl-interfaces==2.0.3",
                 "ros-diagnostic-msgs==5.3.6", "ros-sensor-msgs==5.3.6", "ros-std-msgs==5.3.6", "ros-std-srvs==5.3.6"],
+        # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
+        "quantize": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'", "nvidia-modelopt==0.47.0",
+                     "accelerate>=1.10", "requests>=2.32", "datasets>=4"],
         # transformers is the reference that the tests compare with
         "test": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'",
                  "transformers==5.20.2; python_version < '3.11'", "pytest>=8", "ruff>=0.15"],

@@ -44,8 +44,8 @@ class ExternalData:
 class StoredGraph:
     """An exported model.onnx and its weights.
 
-    `nvfp4` maps the output of each pair of DequantizeLinear nodes (and of the Cast behind it) to the initializers (codes, scale, scale_2) behind it:
-    whoever lowers the graph may take those as they are, or `read` the value, which decodes it exactly.
+    `nvfp4` maps the output of each pair of DequantizeLinear nodes (and of the Cast behind it) to the initializers (codes,
+    scale, scale_2) in front of it: whoever lowers the graph may take those as they are, or `read` the decoded value.
     """
 
     def __init__(self, directory: Path):
