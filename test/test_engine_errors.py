@@ -57,7 +57,8 @@ def zeroed(path: Path) -> bytes:
 # ---- files ----------------------------------------------------------------------------------------------------------
 def test_unbroken_copy_opens(engines):
     pipeline = Pipeline.open(engines, threads=1)
-    assert isinstance(list(pipeline.generate(Request([{"role": "user", "content": "hello"}], 2)))[-1], Finished)
+    request = Request([{"role": "user", "content": "hello"}], max_generate_length=2, max_audio_length=2)
+    assert isinstance(list(pipeline.generate(request))[-1], Finished)
     pipeline.close()
 
 
@@ -312,7 +313,7 @@ def test_engine_in_the_place_of_another(engines, place, other):
     assert str(engines / place) in str(caught.value) and f"expected {Path(place).name}" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [n for n in ENGINES if n != "code2wav"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_engine_of_another_checkpoint(engines, engine_dirs, name):
     """`plain` and `odd` differ in every width."""
     shutil.rmtree(engines / name)

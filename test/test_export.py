@@ -261,7 +261,7 @@ def test_fp8_embedding(plain, exported, built, tmp_path):
     assert (np.abs(found - exact) <= step * 1.001).all() and not np.array_equal(found, exact)
     shutil.copytree(built["float32"], engines)
     assert build_engines.main([str(tree), str(engines)]) == 0
-    finished = list(Pipeline.open(engines, threads=1).generate(Request([{"role": "user", "content": "hi"}], 4)))[-1]
+    finished = list(Pipeline.open(engines, threads=1).generate(Request([{"role": "user", "content": "hi"}], 4, False)))[-1]
     assert len(finished.token_ids) == 4
     sidecar = engines / "thinker" / "embedding.safetensors"
     content = sidecar.read_bytes()

@@ -88,6 +88,8 @@ class Turn:
         r, m = self.request, self.thinker.model
         try:
             prompt = self.builder.build(r.messages)
+            if r.audio_output:
+                self.talker.check(prompt)  # before any text is out
             self._mark("inputs_s")
             logits, accept_hidden = self.thinker.prefill(prompt)
             self._mark("prefill_s")

@@ -53,6 +53,13 @@ class Talker:
     def sampler(self, temperature: float, top_k: int, top_p: float, penalty: float, rng: np.random.Generator) -> Sampler:
         return Sampler(self.model["vocab_size"], temperature, top_k, top_p, rng, penalty, self.suppressed)
 
+    def check(self, prompt: Prompt) -> None:
+        """Raise PromptTooLongError when the engine cannot take the rows of `prefill`."""
+        rows = int(prompt.user_mask.sum()) + 9
+        if rows > self.max_input_len:
+            raise PromptTooLongError(f"the Talker's prompt has {rows} rows, its engine was built for {self.max_input_len}; "
+                                     "shorten the history or build with a larger --maxInputLen")
+
     def prefill(self, prompt: Prompt, accept_hidden: np.ndarray, first_token: int, speaker_id: int) -> np.ndarray:
         """accept_hidden [S, H_thinker] of the whole prompt. Returns the logits [V] of the first frame's code 0."""
         self.engine.reset()
@@ -69,9 +76,6 @@ class Talker:
         assistant[3:7], assistant[7], assistant[8] = self.tts_pad, self.tts_bos, self.text([first_token])
         assistant[3:] += self.codec_embedding[[m["codec_nothink_id"], m["codec_think_bos_id"], m["codec_think_eos_id"],
                                                speaker_id, m["codec_pad_id"], m["codec_bos_id"]]]
-        if len(embeds) > self.max_input_len:
-            raise PromptTooLongError(f"the Talker's prompt has {len(embeds)} rows, its engine was built for "
-                                     f"{self.max_input_len}; shorten the history or build with a larger --maxInputLen")
         ids = np.concatenate([prompt.ids[user_rows], np.full(9, t["tts_pad_token_id"])])
         positions, self.next_position = mrope_positions(
             ids, t["image_token_id"], t["video_token_id"], prompt.user_image_grids, prompt.user_video_grids,
