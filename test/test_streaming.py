@@ -8,6 +8,7 @@ import pytest
 from omni_ros.errors import EngineError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
+from omni_ros.pipeline.streaming import TOKEN_LEAD
 
 HELLO = [{"role": "user", "content": "what do you see and hear"}]
 SAMPLED = {"seed": 5, "max_generate_length": 24, "max_audio_length": 60}
@@ -69,10 +70,9 @@ def test_chunks_start_small_and_grow(pipeline, monkeypatch):
     finished, events = play(pipeline, first_chunk_frames=2, chunk_frames=12)
     frames = finished.codes.shape[1]
     sizes = [len(e.pcm) for e in events if isinstance(e, AudioChunk)]
-    expected, size = [], 2
+    expected, sizes_asked = [], [2, 2, 4, 8, *[12] * 20]
     while sum(expected) < frames:
-        expected.append(min(size, frames - sum(expected)))
-        size = min(2 * size, 12)
+        expected.append(min(sizes_asked.pop(0), frames - sum(expected)))
     samples = [n * model.samples_per_frame for n in expected]
     samples[0] -= model.lookahead_samples
     assert sizes == samples + [0]
@@ -145,6 +145,23 @@ def test_a_failing_stage_raises_once_and_the_next_turn_works(pipeline, monkeypat
     again, _ = play(pipeline)
     assert again.token_ids == expected.token_ids
     np.testing.assert_array_equal(again.codes, expected.codes)
+
+
+def test_the_thinker_does_not_run_away_from_the_talker(pipeline, monkeypatch):
+    """While speech is slow, only a few tokens are written ahead of it; when it ends first, the text goes on to its end."""
+    slow_down(monkeypatch, pipeline.talker, "step", 0.02)
+    steps, leads = {"thinker": 0, "talker": 0}, []
+    for stage, engine in (("thinker", pipeline.thinker), ("talker", pipeline.talker)):
+        def counted(*args, stage=stage, step=engine.step):
+            steps[stage] += 1
+            if steps["talker"] < 39:
+                leads.append(steps["thinker"] - steps["talker"])
+            return step(*args)
+
+        monkeypatch.setattr(engine, "step", counted)
+    finished, _ = play(pipeline, max_generate_length=100, max_audio_length=40)
+    assert len(finished.token_ids) == 100 and finished.codes.shape[1] == 40
+    assert 4 <= max(leads) <= TOKEN_LEAD + 3
 
 
 def test_text_only_turn_runs_no_speech(pipeline, monkeypatch):

@@ -61,7 +61,7 @@ GENERATION = (
     Parameter("repetition_penalty", 1.0, "of the voice", 0.01, 10.0),
     Parameter("speaker", "", "voice; empty: the checkpoint's default"),
     Parameter("seed", -1, "of the sampling, -1: different every time", -1, 2**31 - 1),
-    Parameter("first_chunk_frames", 1, "codec frames in an answer's first piece of speech ...", 1, 1000),
+    Parameter("first_chunk_frames", 1, "codec frames in each of an answer's first two pieces of speech ...", 1, 1000),
     Parameter("chunk_frames", 8, "... and in its later ones", 1, 1000),
 )
 

@@ -14,16 +14,18 @@ class ChannelClosed(Exception):
 class Channel(Generic[T]):
     def __init__(self, capacity: int):
         self._items: deque[T] = deque()
-        self._capacity, self._closed, self._aborted = capacity, False, False
+        self._capacity = capacity
+        self._closed = self._aborted = self._abandoned = False
         self._changed = threading.Condition()
 
     def put(self, item: T) -> None:
         """Waits while the channel is full; raises ChannelClosed once it was aborted."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._aborted)
+            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._aborted or self._abandoned)
             if self._aborted:
                 raise ChannelClosed
-            self._items.append(item)
+            if not self._abandoned:
+                self._items.append(item)
             self._changed.notify_all()
 
     def get(self) -> T | None:
@@ -48,6 +50,13 @@ class Channel(Generic[T]):
         """Producer: no more items."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Consumer: I need no more; what comes is dropped and nobody waits for me."""
+        with self._changed:
+            self._abandoned = True
+            self._items.clear()
             self._changed.notify_all()
 
     def abort(self) -> None:

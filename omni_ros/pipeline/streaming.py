@@ -20,6 +20,9 @@ from omni_ros.pipeline.talker import Talker
 from omni_ros.pipeline.thinker import Thinker
 
 EVENT_BACKLOG = 64  # events a slow consumer may leave unread before the stages wait for it
+# Tokens that the Thinker may be ahead of the Talker. The stages share one device: a Thinker that runs on to the end of the
+# reply takes from the Talker what the first second of speech needs, and that is heard as gaps.
+TOKEN_LEAD = 8
 
 
 class Turn:
@@ -29,7 +32,7 @@ class Turn:
         self.request, self.builder, self.thinker, self.talker, self.code2wav = request, builder, thinker, talker, code2wav
         self.max_frames = code2wav.engine.config["limits"]["capacity"]
         self.cancelled = threading.Event()
-        self.tokens: Channel[int] = Channel(request.max_generate_length)
+        self.tokens: Channel[int] = Channel(TOKEN_LEAD if request.streaming else request.max_generate_length)
         self.frames: Channel[np.ndarray] = Channel(min(request.max_audio_length, self.max_frames) + 1)
         self.events: Channel[Event] = Channel(EVENT_BACKLOG)
         self.error: BaseException | None = None
@@ -108,9 +111,9 @@ class Turn:
                     self.reason = last
                     # transformers cannot speak a reply of one token; ours is heard
                     if len(self.token_ids) == 1 and last != "stop":
-                        self.tokens.put(token)
+                        self._speak(token)
                     break
-                self.tokens.put(token)
+                self._speak(token)
                 logits = self.thinker.step(token)
             self._mark("last_token_s")
             if rest := stream.rest():
@@ -120,6 +123,10 @@ class Turn:
         finally:
             self.tokens.close()
             self.prompt_ready.close()
+
+    def _speak(self, token: int) -> None:
+        if self.request.audio_output:
+            self.tokens.put(token)
 
     def _say(self, text: str, token_ids: list[int]) -> None:
         self.text += text
@@ -165,6 +172,7 @@ class Turn:
                 logits = talker.step(embed_sum, self._next_text())
             self._mark("last_code_s")
         finally:
+            self.tokens.abandon()  # the Talker may end before the text does
             self.frames.close()
 
     def _next_text(self) -> np.ndarray:
@@ -181,7 +189,7 @@ class Turn:
     def vocode(self) -> None:
         r, samples = self.request, 0
         self.code2wav.reset()
-        size = r.first_chunk_frames
+        size = following = r.first_chunk_frames
         pending: list[np.ndarray] = []
         if not r.streaming:
             self.frames.wait_closed()
@@ -191,7 +199,8 @@ class Turn:
                 pending += self.frames.drain()
             if len(pending) >= size or not r.streaming:
                 samples += self._emit(pending)
-                pending, size = [], min(size * 2, r.chunk_frames)
+                # Two chunks of the first size, then doubling: each must be ready before the one ahead of it is played.
+                pending, size, following = [], following, min(following * 2, r.chunk_frames)
         if self.cancelled.is_set():
             return
         if pending:
