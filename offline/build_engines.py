@@ -1,6 +1,6 @@
 """ONNX tree of `offline.export_onnx` -> engines that a robot can load.
 
-    python -m offline.build_engines ONNX ENGINES --backend onnxruntime
+    python -m offline.build_engines ONNX ENGINES --backend onnxruntime|tensorrt
 
 writes ENGINES/{thinker,talker,code_predictor,code2wav} and ENGINES/multimodal/{audio,visual}. Each engine folder holds
 its graph, its sidecars, and a config.json with inputs, outputs, state, limits and provenance.
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from offline import bandwidth
+from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
 from offline.lower_onnxruntime import Lowering
 from offline.lower_onnxruntime_cuda import CudaLowering
@@ -65,6 +67,21 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
     return present
 
 
+def build_tensorrt(onnx_root: Path, engines_root: Path, target: str | None, limits: dict[str, dict[str, int]]) -> list[str]:
+    """The same with TensorRT or TensorRT-RTX, for the GPU `target` (None: the one here)."""
+    present = _present(onnx_root)
+    trt = tensorrt.import_tensorrt()
+    target = tensorrt.check_target(trt, target)
+    for name in tqdm(present, desc=f"building for {target}", unit="engine"):
+        source = onnx_root / ENGINES[name]
+        config = _exported_config(source)
+        config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
+        with atomic_directory(engines_root / name) as directory:
+            _copy_sidecars(source, directory)
+            tensorrt.build_engine(trt, source, directory, config, target)
+    return present
+
+
 def _present(onnx_root: Path) -> list[str]:
     present = [name for name, folder in ENGINES.items() if (onnx_root / folder / "model.onnx").is_file()]
     if not present:
@@ -111,7 +128,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m offline.build_engines", description=__doc__.split("\n")[0])
     parser.add_argument("onnx", type=Path, metavar="ONNX", help="folder written by offline.export_onnx")
     parser.add_argument("engines", type=Path, metavar="ENGINES", help="folder for the engines")
-    parser.add_argument("--backend", choices=("onnxruntime",), default="onnxruntime")
+    parser.add_argument("--backend", choices=("onnxruntime", "tensorrt"), default="onnxruntime")
+    parser.add_argument("--target", choices=tensorrt.TARGETS, help="tensorrt: GPU to build for (default: the one here)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="build nothing: print sizes, bytes read per step, and what Jetson memory bandwidth allows")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--weights", choices=("float32", "int4"), default="float32",
                         help="int4: 4-bit Thinker, Talker and CodePredictor; faster, less exact (default: %(default)s)")
@@ -129,15 +149,26 @@ def main(argv: list[str] | None = None) -> int:
     limits = {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": args.maxCodeLen}}
     if args.device == "cuda" and args.weights != "float32":
         parser.error("--weights int4 is for --device cpu; on a GPU, quantise to NVFP4 with offline.quantize")
+    if args.backend == "tensorrt" and args.weights != "float32":
+        parser.error("--weights int4 is for --backend onnxruntime; for TensorRT, quantise to NVFP4 with offline.quantize")
+    if args.target and args.backend != "tensorrt":
+        parser.error("--target is for --backend tensorrt")
     try:
-        if args.device == "cuda":
+        if args.dry_run:
+            graphs = {name: args.onnx / ENGINES[name] for name in _present(args.onnx)}
+            print(bandwidth.report(graphs, args.maxInputLen))
+            return 0
+        if args.backend == "tensorrt":
+            built = build_tensorrt(args.onnx, args.engines, args.target, limits)
+        elif args.device == "cuda":
             built = build_onnxruntime_cuda(args.onnx, args.engines, limits)
         else:
             built = build_onnxruntime(args.onnx, args.engines, args.weights, limits)
     except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(f"{len(built)} engines in {args.engines} (onnxruntime, {args.device})")
+    print(f"{len(built)} engines in {args.engines} ({args.backend}, "
+          f"{args.target or 'this GPU' if args.backend == 'tensorrt' else args.device})")
     return 0
 
 

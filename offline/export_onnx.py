@@ -42,15 +42,18 @@ FP8_MAX, FP8_ROWS = 448.0, 4096  # rows converted at a time
 
 
 def export(checkpoint_dir: Path, out: Path, components: list[str], dtype: np.dtype, sidecars_from: Path | None = None,
-           fp8_embedding: bool = False) -> None:
+           fp8_embedding: bool = False, quantize_activations: bool = False) -> None:
     """Export `components` (keys of COMPONENTS) into `out`; each folder is replaced whole when it is complete.
 
+    `quantize_activations` is for NVFP4 checkpoints: W4A4 instead of W4A16.
     Raises CheckpointError when a tensor is missing or a setting unsupported; folders already complete stay.
     """
     checkpoint = Checkpoint(checkpoint_dir)
     if checkpoint.config.get("model_type") != "qwen3_omni_moe":
         raise CheckpointError(f"{checkpoint_dir / 'config.json'}: model_type is {checkpoint.config.get('model_type')!r}, "
                               "this exporter reads 'qwen3_omni_moe'")
+    if quantize_activations and not any(key.endswith(".input_scale") for key in checkpoint.tensors):
+        raise CheckpointError(f"{checkpoint_dir}: has no NVFP4 layers; quantise it with offline.quantize first")
     sidecars = Checkpoint(sidecars_from) if sidecars_from else checkpoint
     for name in components:
         folder, prefixes, export_graph = COMPONENTS[name]
@@ -59,7 +62,7 @@ def export(checkpoint_dir: Path, out: Path, components: list[str], dtype: np.dty
               atomic_directory(out / folder) as directory):
             checkpoint.on_read = sidecars.on_read = bar.update
             try:
-                export_graph(checkpoint, directory, dtype)
+                export_graph(checkpoint, directory, dtype, *([quantize_activations] if name in ("thinker", "talker") else []))
                 if name == "thinker":
                     _thinker_sidecars(checkpoint, directory, dtype, fp8_embedding)
                 if name == "talker":
@@ -149,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--talker-sidecar-from", type=Path, metavar="HF_ROOT",
                         help="read the Talker's embedding and projections here (default: CHECKPOINT)")
     parser.add_argument("--fp8-embedding", action="store_true", help="store the Thinker's embedding as FP8 (half the size)")
+    parser.add_argument("--activations", choices=("float", "nvfp4"), default="float",
+                        help="nvfp4: round what goes into NVFP4 weights to NVFP4 too (W4A4), as GPUs with FP4 arithmetic do")
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float32 for a float32 checkpoint, else float16")
     args = parser.parse_args(argv)
     components = [c.strip() for c in args.components.split(",") if c.strip()]
@@ -162,7 +167,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("nothing is left to export")
     try:
         dtype = np.dtype(args.dtype or _stored_dtype(args.checkpoint))
-        export(args.checkpoint, args.out, components, dtype, args.talker_sidecar_from, args.fp8_embedding)
+        export(args.checkpoint, args.out, components, dtype, args.talker_sidecar_from, args.fp8_embedding,
+               args.activations == "nvfp4")
     except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@
   MoE             -> com.microsoft MoE (or QMoE): only the routed experts are computed
   Attention       -> com.microsoft MultiHeadAttention in the encoders: half the time and memory on large pictures
   Swish (24)      -> com.microsoft QuickGelu: opset 23 remains, which ONNX Runtime 1.23 (Python 3.10) reads too
+  NVFP4 weights   -> decoded, exactly; rounded activations (W4A4) are reproduced with plain operators, slowly
   float16         -> float32, which is what the CPU computes in
   --weights int4  -> Gemm becomes MatMulNBits and MoE becomes QMoE: blocks of 32, symmetric, int8 activations
 """
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from offline.external_data import NUMPY_TYPE, ExternalData, StoredGraph
 from offline.graphs.builder import DOMAIN
+from offline.graphs.builder import OPSET as EXPORT_OPSET
 
 OPSET = 23  # of the lowered graphs
 INT4_BLOCK = 32
@@ -120,8 +122,10 @@ class Lowering:
         if any(n.op_type == "CachedAttention" for n in self.graph.node):
             self.row_counts()
         for node in self.graph.node:
-            if node.domain == DOMAIN:
-                {"CachedAttention": self.cached_attention, "MoE": self.moe}[node.op_type](node)
+            if node.op_type == "CachedAttention":
+                self.cached_attention(node)
+            elif node.op_type == "MoE" and len(node.input) == 5:
+                self.moe(node)
             elif node.op_type == "DequantizeLinear" or node.output[0] in self.stored.nvfp4:
                 continue  # NVFP4: the CPU has no kernels for it, so the weight itself is decoded and stored
             elif node.op_type == "Swish":
@@ -147,10 +151,17 @@ class Lowering:
             for dim in tensor.shape.dim:
                 if dim.dim_param in dimensions:
                     dim.dim_value = dimensions[dim.dim_param]
+        # W4A4: no operator of ONNX Runtime rounds activations to NVFP4, so those functions run as they are written.
+        called = {n.op_type for n in self.nodes if n.domain == DOMAIN}
+        functions = [f for f in self.stored.model.functions if f.name in called | {"NVFP4Quantize"}] if called else []
         del self.graph.node[:], self.graph.initializer[:], self.stored.model.functions[:], self.stored.model.opset_import[:]
         self.graph.node.extend(self.nodes)
         self.graph.initializer.extend(self.initializers)
-        self.stored.model.opset_import.extend([helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)])
+        self.stored.model.functions.extend(functions)
+        opset = EXPORT_OPSET if functions else OPSET
+        self.stored.model.opset_import.extend([helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)])
+        if functions:
+            self.stored.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         onnx.save(self.stored.model, self.target / "model.onnx")
 
     def drop_dead_nodes(self) -> None:

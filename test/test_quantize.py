@@ -1,10 +1,8 @@
 """offline.quantize: what ModelOpt writes for tiny checkpoints, read back by us and by ModelOpt, and what is refused."""
-import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 import torchvision_shim  # noqa: F401  (before transformers)
 from calibration_samples import write_samples
 from conftest import ROOT, run
+from nvfp4_reference import exported_linears, packed, read
 from transformers import AutoTokenizer
 from transformers.models.qwen3_omni_moe import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTextConfig
 
@@ -65,15 +64,6 @@ def out(root: Checkpoint, samples_dir: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def parts(out: Path) -> dict[str, Checkpoint]:
     return {name: Checkpoint(out / name) for name in ("thinker", "talker")}
-
-
-def packed(checkpoint: Checkpoint) -> list[str]:
-    """Names of the NVFP4 linears, without `.weight`."""
-    return [n.removesuffix(".weight_scale") for n in checkpoint.tensors if n.endswith(".weight_scale")]
-
-
-def read(checkpoint: Checkpoint, linear: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return tuple(checkpoint.read(f"{linear}.{name}") for name in ("weight", "weight_scale", "weight_scale_2"))
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
@@ -257,40 +247,6 @@ def modelopt_block_quantize(inputs: torch.Tensor, block_size: int, amax: torch.T
     largest = amax.float() / (6 * 448)
     stored, scale, scale_2 = NVFP4QTensor.quantize(inputs, block_size, weights_scaling_factor_2=largest)
     return stored.dequantize(scale=scale, double_scale=scale_2, block_sizes={-1: block_size})
-
-
-@contextlib.contextmanager
-def exported_linears(model: torch.nn.Module, parts: dict[str, Checkpoint]) -> Iterator[None]:
-    """Within, `model` computes with the decoded weights of `parts` and quantises their inputs by `input_scale`."""
-    modules = {"thinker": model.thinker.model.language_model, "talker": model.talker.model}
-    input_scales = {}
-    for name, part in parts.items():
-        for linear in packed(part):
-            weight = torch.from_numpy(decode(*read(part, linear)))
-            path = linear.removeprefix(f"{name}.model.")
-            if ".experts." in path:
-                layer, _, rest = path.partition(".experts.")
-                expert, projection = rest.split(".")
-                experts = modules[name].get_submodule(f"{layer}.experts")
-                size = experts.gate_up_proj.shape[1] // 2
-                target = (experts.down_proj if projection == "down_proj" else experts.gate_up_proj).data[int(expert)]
-                half = {"gate_proj": slice(0, size), "up_proj": slice(size, None), "down_proj": slice(None)}[projection]
-                target[half] = weight
-            else:
-                target = modules[name].get_submodule(path).weight.data
-                target.copy_(weight)
-            input_scales[target.data_ptr()] = float(part.read(f"{linear}.input_scale"))
-    plain = torch.nn.functional.linear
-
-    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        scale = input_scales.get(weight.data_ptr())
-        return plain(x if scale is None else torch.from_numpy(decode(*encode(x.numpy(), scale))), weight, bias)
-
-    torch.nn.functional.linear = linear
-    try:
-        yield
-    finally:
-        torch.nn.functional.linear = plain
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

@@ -24,8 +24,13 @@ NVFP4_BLOCK = 16
 class GraphBuilder:
     """Nodes in order of creation; every method that makes a node returns the name of its output."""
 
-    def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype):
-        """`prefix` stands before every key in the checkpoint; `dtype` is that of activations and 16-bit weights."""
+    def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype,
+                 quantize_activations: bool = False):
+        """`prefix` stands before every key in the checkpoint; `dtype` is that of activations and 16-bit weights.
+
+        `quantize_activations` rounds what goes into NVFP4 weights to NVFP4 too (W4A4 rather than W4A16).
+        """
+        self.quantize_activations = quantize_activations
         self.directory, self.checkpoint, self.prefix = directory, checkpoint, prefix
         self.dtype = np.dtype(dtype)
         self.onnx_dtype = ONNX_TYPE[self.dtype]
@@ -37,6 +42,7 @@ class GraphBuilder:
         self.functions: list[onnx.FunctionProto] = []
         self._names: set[str] = set()
         self._constants: dict[tuple, str] = {}
+        self._activations: dict[tuple[str, float], str] = {}
         directory.mkdir(parents=True, exist_ok=True)
         self._data = ExternalData(directory)
 
@@ -86,6 +92,15 @@ class GraphBuilder:
     def tensor(self, name: str, value: np.ndarray) -> str:
         """A weight computed here rather than read."""
         return self._external(name, value.shape, value.dtype, [value])
+
+    def activation(self, x: str, key: str) -> str:
+        """x as it goes into the weight `key`: NVFP4 with the input scale that calibration found, if that is asked for."""
+        if not (self.quantize_activations and self.is_nvfp4(key)):
+            return x
+        name = (x, float(self.checkpoint.read(self.prefix + key.removesuffix("weight") + "input_scale")))
+        if name not in self._activations:  # q, k and v share theirs
+            self._activations[name] = self.op("NVFP4Quantize", x, self.const(name[1], np.float32), domain=DOMAIN)
+        return self._activations[name]
 
     def is_nvfp4(self, key: str) -> bool:
         """ModelOpt stores a quantised weight as packed codes with `_scale` and `_scale_2` beside them."""
@@ -142,7 +157,8 @@ class GraphBuilder:
 
     def linear(self, x: str, key: str, bias: bool = False) -> str:
         """x [n, in] -> [n, out] with `key`.weight [out, in] (and `key`.bias [out])."""
-        operands = [x, self.matrix(f"{key}.weight")] + ([self.weight(f"{key}.bias")] if bias else [])
+        operands = [self.activation(x, f"{key}.weight"), self.matrix(f"{key}.weight")]
+        operands += [self.weight(f"{key}.bias")] if bias else []
         return self.op("Gemm", *operands, transB=1)
 
     def rms_norm(self, x: str, key: str, eps: float) -> str:

@@ -72,8 +72,11 @@ class Decoder:
 
     def __init__(self, g: GraphBuilder, c: DecoderConfig):
         self.g, self.c = g, c
+        self.quantized_experts = g.quantize_activations and g.is_nvfp4("layers.0.mlp.experts.0.down_proj.weight")
         g.functions += [functions.cached_attention(c.num_heads, c.num_kv_heads, c.head_dim),
-                        functions.moe(c.top_k, c.normalize_top_k)]
+                        functions.moe(c.top_k, c.normalize_top_k, self.quantized_experts)]
+        if g.quantize_activations:
+            g.functions.append(functions.nvfp4_quantize())
 
     def rope(self, position_ids: str) -> tuple[str, str]:
         """cos, sin [1, S, D/2] of the interleaved mRoPE: channel j turns with row t, h or w of position_ids [3, S]."""
@@ -122,6 +125,9 @@ class Decoder:
                            [f"{key}.experts.{e}.{name}_proj.weight" for e in range(c.num_experts)],
                            up if name != "down" else up[::-1]) for name in ("gate", "up", "down")]
         router_logits = g.cast(g.linear(x, f"{key}.gate"), np.float32)
+        if self.quantized_experts:  # one input scale for all experts of a layer, as ModelOpt exports them
+            scales = [g.checkpoint.read(f"{g.prefix}{key}.experts.0.{name}_proj.input_scale") for name in ("gate", "down")]
+            experts += [g.const(float(scale), np.float32) for scale in scales]
         y = g.op("MoE", x, router_logits, *experts, domain=DOMAIN, top_k=c.top_k, normalize=int(c.normalize_top_k))
         if c.shared_intermediate_size:
             gate = g.op("Sigmoid", g.linear(x, f"{key}.shared_expert_gate"))
@@ -134,7 +140,7 @@ class Decoder:
         return g.op("Add", x, self.mlp(g.rms_norm(x, f"{key}.post_attention_layernorm", eps), layer))
 
 
-def export_thinker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
+def export_thinker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quantize_activations: bool = False) -> None:
     """`thinker/llm`: the Thinker's graph and config.json."""
     thinker = checkpoint.config["thinker_config"]
     c = DecoderConfig.from_json(thinker["text_config"], "thinker_config.text_config")
@@ -142,7 +148,7 @@ def export_thinker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> 
     if not 1 <= accept < c.num_layers:
         raise CheckpointError(f"config.json: talker_config.accept_hidden_layer = {accept} is outside 1..{c.num_layers - 1}")
     n_deepstack = len(thinker["vision_config"]["deepstack_visual_indexes"])
-    g = GraphBuilder(directory, checkpoint, "thinker.model.", dtype)
+    g = GraphBuilder(directory, checkpoint, "thinker.model.", dtype, quantize_activations)
     x = g.input("inputs_embeds", ["S", c.hidden_size])
     position_ids = g.input("position_ids", [3, "S"], np.float32)
     deepstack = g.input("deepstack", [n_deepstack, "S", c.hidden_size])
@@ -166,11 +172,11 @@ def export_thinker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> 
     })
 
 
-def export_talker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
+def export_talker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quantize_activations: bool = False) -> None:
     """`talker/llm`: the Talker's graph and config.json."""
     talker = checkpoint.config["talker_config"]
     c = DecoderConfig.from_json(talker["text_config"], "talker_config.text_config")
-    g = GraphBuilder(directory, checkpoint, "talker.model.", dtype)
+    g = GraphBuilder(directory, checkpoint, "talker.model.", dtype, quantize_activations)
     x = g.input("inputs_embeds", ["S", c.hidden_size])
     position_ids = g.input("position_ids", [3, "S"], np.float32)
     g.input("past_length", [1], np.int64)

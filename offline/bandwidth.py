@@ -1,0 +1,81 @@
+"""What the memory bandwidth of a Jetson allows, from the exported graphs alone: `offline.build_engines --dry-run`.
+
+At batch 1 a step reads every weight that it multiplies by, and computes next to nothing with it. So bytes divided by
+bandwidth is a floor for its time, which good kernels approach to 70-80 %.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from offline.external_data import StoredGraph
+
+MODULES = {  # bytes/s, NVIDIA's data sheets
+    "Jetson T5000 (AGX Thor)": 273e9, "Jetson T4000": 273e9, "Jetson AGX Orin": 204.8e9, "Jetson Orin NX 16GB": 102.4e9,
+    "Jetson Orin Nano 8GB (Super)": 102e9,
+}
+FRAME_SECONDS = 0.08  # of speech in a codec frame
+
+
+@dataclass(frozen=True)
+class Traffic:
+    weights: int  # bytes of all weights
+    read: int  # bytes of weights that one step of one row reads: of a stack of experts only the routed ones
+    kv_row: int  # bytes of keys and values that each cached row adds to that
+
+
+def traffic(graph: StoredGraph) -> Traffic:
+    """Of one exported graph. A weight that several nodes use is read by each: caches are smaller than a layer."""
+    sizes = {name: _bytes(t) for name, t in graph.tensors.items()}
+    values = {t.name: t.type.tensor_type for t in graph.model.graph.input}
+    of = {**sizes, **{name: sum(sizes[part] for part in parts) for name, parts in graph.nvfp4.items()}}
+    read = kv_row = 0
+    for node in graph.model.graph.node:
+        attributes = {a.name: a.i for a in node.attribute}
+        if node.op_type == "Gather" or (node.output[0] in graph.nvfp4 or node.op_type == "DequantizeLinear"):
+            continue  # a few rows of a table; or counted where the dequantised weight is used
+        for i, name in enumerate(node.input):
+            if name not in of:
+                continue
+            routed = node.op_type == "MoE" and i in (2, 3, 4)
+            read += of[name] * attributes["top_k"] // graph.shape(name)[0] if routed else of[name]
+        if node.op_type == "CachedAttention":
+            for cache in node.input[3:5]:
+                heads, head_dim = (values[cache].shape.dim[i].dim_value for i in (1, 3))
+                kv_row += heads * head_dim * helper.tensor_dtype_to_np_dtype(values[cache].elem_type).itemsize
+    return Traffic(sum(sizes.values()), read, kv_row)
+
+
+def _bytes(tensor: TensorProto) -> int:
+    bits = 4 if tensor.data_type == TensorProto.FLOAT4E2M1 else 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * bits // 8
+
+
+def report(graphs: dict[str, Path], rows: int) -> str:
+    """`graphs`: engine name -> exported folder; `rows` in the KV caches. A table of engines, then one of modules."""
+    found = {name: traffic(StoredGraph(folder)) for name, folder in graphs.items()}
+    lines = [f"{'engine':20}{'weights':>12}{'read a step':>14}{f'KV, {rows} rows':>16}   a step is"]
+    steps = {"thinker": "one token", "talker": "one codec frame", "code_predictor": "one codec frame",
+             "code2wav": "one call, any number of frames", "multimodal/audio": "one window", "multimodal/visual": "one image"}
+    for name, t in found.items():
+        lines.append(f"{name:20}{_size(t.weights):>12}{_size(t.read):>14}{_size(t.kv_row * rows):>16}   {steps[name]}")
+    lines.append(f"{'all':20}{_size(sum(t.weights for t in found.values())):>12}")
+    step = {name: t.read + t.kv_row * rows for name, t in found.items()}  # bytes
+    lines += ["", f"{'floor by bandwidth':42}{'Thinker':>18}{'codec frame':>14}{'of real time':>14}"]
+    for module, bandwidth in MODULES.items():
+        token = f"{bandwidth / step['thinker']:,.1f} tokens/s" if "thinker" in found else "-"
+        frame = share = "-"
+        if {"talker", "code_predictor"} <= set(found):
+            floor = (step["talker"] + step["code_predictor"]) / bandwidth
+            frame, share = f"{1e3 * floor:.2f} ms", f"{floor / FRAME_SECONDS:.3f}"
+        lines.append(f"{f'{module}, {bandwidth / 1e9:.0f} GB/s':42}{token:>18}{frame:>14}{share:>14}")
+    lines.append("codec frame: Talker and CodePredictor. Code2Wav reads its weights once a call on top.")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,157 @@
+"""A quantised checkpoint through export and build on a CPU: the exported codes, and nothing else, decide the result."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import oracle
+import pytest
+import torch
+from conftest import run
+from nvfp4_reference import exported_linears, packed
+
+from offline.checkpoint import STANDALONE, Checkpoint, write_safetensors
+from offline.external_data import StoredGraph
+from offline.nvfp4 import decode, encode
+from omni_ros.engines.engine import open_engine
+from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.request import Finished, Request
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # share one scale_2, as ModelOpt exports them
+HELLO = [{"role": "user", "content": [{"type": "text", "text": "what do you see and hear"}]}]
+
+
+def is_quantised(name: str) -> bool:
+    return name.endswith("proj.weight") and (".experts." in name or name.startswith("thinker.model") and "self_attn" in name)
+
+
+def shared_scale(root: Checkpoint, name: str) -> float:
+    linear, projection = name.removesuffix(".weight").rsplit(".", 1)
+    together = next((group for group in FUSED if projection in group), (projection,))
+    return max(float(np.abs(root.read(f"{linear}.{p}.weight").astype(np.float32)).max()) for p in together) / (6 * 448)
+
+
+def split(root: Checkpoint, out: Path) -> dict[str, Checkpoint]:
+    """DIR/thinker and DIR/talker as `offline.quantize` lays them out (test_quantize.py), without waiting for ModelOpt."""
+    for model_type, prefix in STANDALONE.items():
+        folder, tensors = out / prefix.rstrip("."), {}
+        folder.mkdir()
+        for name in root.tensors:
+            if not name.startswith(prefix) or name.startswith(("thinker.visual.", "thinker.audio_tower.")):
+                continue
+            key, value = name.removeprefix(prefix), root.read(name)
+            if is_quantised(name):
+                codes, scale, scale_2 = encode(value, shared_scale(root, name))
+                tensors |= {key: codes, f"{key}_scale": scale, f"{key}_scale_2": np.array(scale_2),
+                            key.replace("weight", "input_scale"): np.array(4 / (6 * 448), np.float32)}
+            else:
+                tensors[key] = value
+        write_safetensors(folder / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type, "omni_config": root.config}))
+        for file in root.directory.iterdir():
+            if file.suffix in (".json", ".jinja") and file.name != "config.json":
+                shutil.copy(file, folder / file.name)
+    return {name: Checkpoint(out / name) for name in ("thinker", "talker")}
+
+
+@pytest.fixture(scope="module")
+def root(checkpoints) -> Checkpoint:
+    return Checkpoint(checkpoints["plain"])
+
+
+@pytest.fixture(scope="module")
+def parts(root, tmp_path_factory) -> dict[str, Checkpoint]:
+    return split(root, tmp_path_factory.mktemp("nvfp4"))
+
+
+@pytest.fixture(scope="module", params=["float", "nvfp4"])
+def activations(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(root, parts, activations, tmp_path_factory) -> Path:
+    """Exported in three runs, as the README says, then built for a CPU; returns the folder that holds onnx/ and engines/."""
+    out = tmp_path_factory.mktemp(f"activations-{activations}")
+    for name, part in parts.items():
+        run("offline.export_onnx", part.directory, out / "onnx", "--components", name, "--dtype", "float32",
+            "--activations", activations)
+    run("offline.export_onnx", root.directory, out / "onnx", "--skip-llm", "--dtype", "float32")
+    run("offline.build_engines", out / "onnx", out / "engines")
+    return out
+
+
+def test_codes_and_scales_are_bit_exact(built, parts):
+    for name, part in parts.items():
+        graph = StoredGraph(built / "onnx" / name / "llm")
+        onnx.checker.check_model(str(built / "onnx" / name / "llm" / "model.onnx"))
+        seen = 0
+        for codes, scale, scale_2 in graph.nvfp4.values():
+            stack = len(graph.shape(codes)) == 3
+            linear = f"{name}.model.{codes}" if stack else f"{name}.model.{codes.removesuffix('.weight')}"
+            for e in range(graph.shape(codes)[0]) if stack else [None]:
+                source = linear.replace(".experts.", f".experts.{e}.") if stack else linear
+                stored = [part.read(f"{source}.{t}") for t in ("weight", "weight_scale", "weight_scale_2")]
+                last = graph.raw(scale_2)
+                found = [graph.raw(codes, e), graph.raw(scale, e), last[e] if stack else last]
+                for ours, theirs in zip(found, stored):
+                    assert ours.tobytes() == theirs.tobytes()
+                seen += 1
+        assert seen == len(packed(part))
+
+
+@pytest.fixture(scope="module")
+def engines(built):
+    return {name: open_engine(built / "engines" / name, threads=1) for name in ("thinker", "talker")}
+
+
+def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activations):
+    """Row by row over the KV cache, against a torch forward of all rows with the exported tensors."""
+    model = oracle.Oracle(checkpoints["plain"]).model  # not the cached one: its weights are replaced
+    model.set_experts_implementation("eager")  # experts as plain linears, whose inputs the reference can round
+    ids = torch.randint(0, 256, (1, 14), generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(1, 14, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), exported_linears(model, parts, activations == "nvfp4"):
+        embeds = model.thinker.get_input_embeddings()(ids)
+        expected = {"thinker": model.thinker.lm_head(model.thinker.model.language_model(input_ids=ids).last_hidden_state),
+                    "talker": model.talker.codec_head(model.talker.model(inputs_embeds=rows).last_hidden_state)}
+    for name, inputs in (("thinker", embeds), ("talker", rows)):
+        engine = engines[name]
+        engine.reset()
+        for start, end in ((0, 6), *((i, i + 1) for i in range(6, 14))):
+            feed = {"inputs_embeds": inputs[0, start:end].numpy(),
+                    "position_ids": np.tile(np.arange(start, end, dtype=np.float32), (3, 1))}
+            if name == "thinker":
+                feed["deepstack"] = np.zeros((2, end - start, 64), np.float32)
+            found = engine.run(feed)["logits"][0]
+            np.testing.assert_allclose(found, expected[name][0, end - 1].numpy(), atol=1e-4)
+
+
+def test_weight_only_turn_equals_transformers(built, activations, root, parts, tmp_path):
+    """Tokens, codes and waveform of a whole turn, against transformers on a checkpoint of the decoded weights."""
+    if activations == "nvfp4":
+        pytest.skip("transformers has no W4A4 forward to generate with; the logits above are compared instead")
+    tensors = {}
+    for name in root.tensors:
+        value = root.read(name).astype(np.float32)
+        if is_quantised(name):
+            part = parts[name.split(".")[0]]
+            value = decode(*(part.read(name.replace("weight", t)) for t in ("weight", "weight_scale", "weight_scale_2")))
+        tensors[name] = value
+    for file in root.directory.iterdir():
+        if file.suffix in (".json", ".jinja") and "index" not in file.name:
+            shutil.copy(file, tmp_path / file.name)
+    write_safetensors(tmp_path / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+    expected = oracle.Oracle(tmp_path).generate(HELLO, max_generate_length=10, max_audio_length=16)
+    pipeline = Pipeline.open(built / "engines", threads=1)
+    *_, finished = pipeline.generate(Request(HELLO, max_generate_length=10, max_audio_length=16, temperature=0,
+                                             talker_temperature=0))
+    assert isinstance(finished, Finished) and finished.token_ids == expected.token_ids
+    np.testing.assert_array_equal(finished.codes, expected.codes)
+
+
+def test_activations_need_a_quantised_checkpoint(root, tmp_path, capfd):
+    from offline import export_onnx
+    assert export_onnx.main([str(root.directory), str(tmp_path / "out"), "--activations", "nvfp4"]) == 1
+    assert "no NVFP4 layers" in capfd.readouterr().err
