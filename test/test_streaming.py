@@ -70,7 +70,7 @@ def test_chunks_start_small_and_grow(pipeline, monkeypatch):
     finished, events = play(pipeline, first_chunk_frames=2, chunk_frames=12)
     frames = finished.codes.shape[1]
     sizes = [len(e.pcm) for e in events if isinstance(e, AudioChunk)]
-    expected, sizes_asked = [], [2, 2, 4, 8, *[12] * 20]
+    expected, sizes_asked = [], [2, 2, 4, 4, 8, 8, *[12] * 20]
     while sum(expected) < frames:
         expected.append(min(sizes_asked.pop(0), frames - sum(expected)))
     samples = [n * model.samples_per_frame for n in expected]

@@ -3,6 +3,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from omni_ros.engines.engine import open_engine
 from omni_ros.errors import EngineError, OmniError
 from omni_ros.pipeline.audio_encoder import AudioEncoder
@@ -48,6 +50,9 @@ class Pipeline:
 
         Raises EngineError naming the file when one is missing or damaged.
         """
+        # numpy is left with a few small products between engine calls; threads that BLAS would start for them stall the
+        # first sound for up to 60 ms beside the busy threads of the engines.
+        threadpool_limits(1, user_api="blas")
         return cls({name: open_engine(Path(engine_dir) / name, threads) for name in ENGINES})
 
     @property

@@ -32,7 +32,7 @@ class Request:
     speaker: str | None = None  # None: the checkpoint's default voice
     seed: int | None = None  # None: different every time
     first_chunk_frames: int = 1  # the first two speech chunks are this small ...
-    chunk_frames: int = 8  # ... the next ones double up to this size
+    chunk_frames: int = 8  # ... then every other one doubles, up to this size
 
     def __post_init__(self) -> None:
         for name, low in (("max_generate_length", 1), ("top_k", 0), ("talker_top_k", 0), ("max_audio_length", 1),

@@ -187,9 +187,9 @@ class Turn:
 
     # ---- Code2Wav ---------------------------------------------------------------------------------------------------
     def vocode(self) -> None:
-        r, samples = self.request, 0
+        r, samples, chunks = self.request, 0, 0
         self.code2wav.reset()
-        size = following = r.first_chunk_frames
+        size = r.first_chunk_frames
         pending: list[np.ndarray] = []
         if not r.streaming:
             self.frames.wait_closed()
@@ -199,8 +199,9 @@ class Turn:
                 pending += self.frames.drain()
             if len(pending) >= size or not r.streaming:
                 samples += self._emit(pending)
-                # Two chunks of the first size, then doubling: each must be ready before the one ahead of it is played.
-                pending, size, following = [], following, min(following * 2, r.chunk_frames)
+                pending, chunks = [], chunks + 1
+                if chunks % 2 == 0:  # twice each size: a chunk must be ready before the one ahead of it is played
+                    size = min(size * 2, r.chunk_frames)
         if self.cancelled.is_set():
             return
         if pending:
