@@ -22,6 +22,7 @@ from tqdm import tqdm
 from offline.atomic import atomic_directory
 from offline.checkpoint import Checkpoint, write_safetensors
 from offline.graphs import audio_encoder, code2wav, code_predictor, decoder, visual_encoder
+from offline.qwen_tokenizer import from_vocab_and_merges
 from omni_ros import __version__
 from omni_ros.errors import CheckpointError, OmniError
 
@@ -35,8 +36,8 @@ COMPONENTS = {
     "audio": ("multimodal/audio", ("thinker.audio_tower.",), audio_encoder.export),
     "code2wav": ("multimodal/code2wav", ("code2wav.",), code2wav.export),
 }
-PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
-                   "chat_template.json", "preprocessor_config.json", "video_preprocessor_config.json",
+PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+                   "preprocessor_config.json", "video_preprocessor_config.json",
                    "processor_config.json", "generation_config.json")
 FP8_MAX, FP8_ROWS = 448.0, 4096  # rows converted at a time
 
@@ -86,7 +87,7 @@ def _thinker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, 
         if (checkpoint.directory / name).is_file():
             shutil.copy(checkpoint.directory / name, directory / name)
     if not (directory / "tokenizer.json").is_file():
-        raise CheckpointError(f"{checkpoint.directory / 'tokenizer.json'}: not found; save the checkpoint's fast tokenizer")
+        from_vocab_and_merges(checkpoint.directory).save(str(directory / "tokenizer.json"))
     if not any((directory / n).is_file() for n in ("chat_template.jinja", "chat_template.json")):
         raise CheckpointError(f"{checkpoint.directory}: neither chat_template.jinja nor chat_template.json found")
 

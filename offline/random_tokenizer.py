@@ -3,8 +3,9 @@
 It splits text as transformers' Qwen2Tokenizer does and has the special tokens of Qwen3-Omni, so prompts, chat
 template and streaming behave as with the real model; only the vocabulary is small.
 """
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
+from offline.qwen_tokenizer import qwen_tokenizer
 from omni_ros.errors import CheckpointError
 
 ROLES = ("system", "user", "assistant")
@@ -14,9 +15,6 @@ SPECIAL_TOKENS = (
     "<|image_pad|>", "<|video_pad|>", "<|audio_start|>", "<|audio_end|>", "<tts_pad>", "<tts_text_bos>",
     "<tts_text_eod>", "<tts_text_bos_single>", "<|audio_pad|>",
 )
-# transformers Qwen2Tokenizer: contractions, words with at most one leading mark or space, single digits, marks, spaces.
-PRETOKENIZE = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 TEXT = """
 You are a helpful robot. Please describe what you see and hear, and answer in a short and friendly way. What is in
@@ -64,12 +62,7 @@ unite use vanish visit wander warm warn wash waste weigh whisper wish wonder wor
 
 def train_tokenizer(vocab_size: int) -> Tokenizer:
     """At most `vocab_size` tokens, special ones included (at their end); each role name is one token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKENIZE), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = qwen_tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))

@@ -105,7 +105,7 @@ def never_end(checkpoint: Path) -> None:
 
 def lay_out_as_published(checkpoint: Path) -> None:
     """Rewrite the JSON files as in Qwen/Qwen3-Omni-30B-A3B-Instruct, which transformers 4 saved: rope_scaling and
-    rope_theta for rope_parameters, num_experts, preprocessor_config.json, chat_template.json."""
+    rope_theta for rope_parameters, num_experts, preprocessor_config.json, chat_template.json, vocab.json and merges.txt."""
     config = json.loads((checkpoint / "config.json").read_text())
 
     def old_names(node: dict) -> None:
@@ -128,6 +128,15 @@ def lay_out_as_published(checkpoint: Path) -> None:
     (checkpoint / "preprocessor_config.json").write_text(json.dumps({
         **processor["feature_extractor"], **pixels, "processor_class": "Qwen3OmniMoeProcessor",
         "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}, indent=2))
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"], ensure_ascii=False))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]]
+    (checkpoint / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"] = {
+        str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in tokenizer["added_tokens"]}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     template = checkpoint / "chat_template.jinja"
     (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
     template.unlink()
