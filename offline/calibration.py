@@ -12,6 +12,7 @@ front ends of the runtime itself, and then whole turns, so that both models see 
 """
 import dataclasses
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from offline.checkpoint import Checkpoint
+from offline.processor_files import copy_processor_files
 from omni_ros.errors import InputError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 from omni_ros.preprocess.audio import SAMPLE_RATE, load_audio, log_mel
@@ -84,7 +86,9 @@ class Prompts:
     """Samples -> the inputs of transformers' Qwen3OmniMoeForConditionalGeneration.generate, as numpy arrays."""
 
     def __init__(self, checkpoint: Checkpoint):
-        self.tokenizer = ChatTokenizer(checkpoint.directory)
+        with tempfile.TemporaryDirectory() as folder:
+            copy_processor_files(checkpoint.directory, Path(folder))
+            self.tokenizer = ChatTokenizer(Path(folder))
         vision = VisionConfig.from_files(checkpoint.directory)
         self.vision = dataclasses.replace(vision, image_max_pixels=min(vision.image_max_pixels, MAX_PIXELS))
         thinker = checkpoint.config["thinker_config"]

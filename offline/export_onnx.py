@@ -11,7 +11,6 @@ writes, each with `model.onnx`, `model.onnx.data` and `config.json`:
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from offline.atomic import atomic_directory
 from offline.checkpoint import Checkpoint, write_safetensors
 from offline.graphs import audio_encoder, code2wav, code_predictor, decoder, visual_encoder
-from offline.qwen_tokenizer import from_vocab_and_merges
+from offline.processor_files import copy_processor_files
 from omni_ros import __version__
 from omni_ros.errors import CheckpointError, OmniError
 
@@ -36,9 +35,6 @@ COMPONENTS = {
     "audio": ("multimodal/audio", ("thinker.audio_tower.",), audio_encoder.export),
     "code2wav": ("multimodal/code2wav", ("code2wav.",), code2wav.export),
 }
-PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
-                   "preprocessor_config.json", "video_preprocessor_config.json",
-                   "processor_config.json", "generation_config.json")
 FP8_MAX, FP8_ROWS = 448.0, 4096  # rows converted at a time
 
 
@@ -83,13 +79,7 @@ def _thinker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, 
     text = checkpoint.config["thinker_config"]["text_config"]
     weight = checkpoint.read("thinker.model.embed_tokens.weight", (text["vocab_size"], text["hidden_size"]))
     _write_sidecar(directory, "embedding", _fp8(weight) if fp8 else {"weight": weight.astype(dtype)})
-    for name in PROCESSOR_FILES:
-        if (checkpoint.directory / name).is_file():
-            shutil.copy(checkpoint.directory / name, directory / name)
-    if not (directory / "tokenizer.json").is_file():
-        from_vocab_and_merges(checkpoint.directory).save(str(directory / "tokenizer.json"))
-    if not any((directory / n).is_file() for n in ("chat_template.jinja", "chat_template.json")):
-        raise CheckpointError(f"{checkpoint.directory}: neither chat_template.jinja nor chat_template.json found")
+    copy_processor_files(checkpoint.directory, directory)
 
 
 def _fp8(weight: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ and v; gate and up) common scales, so the exported tensors, not the quantisers i
 import fnmatch
 import functools
 import json
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +23,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from offline.atomic import atomic_directory
 from offline.calibration import Prompts, Sample, chained_forward
 from offline.checkpoint import STANDALONE, Checkpoint
-from offline.export_onnx import PROCESSOR_FILES
 from offline.nvfp4 import BLOCK
+from offline.processor_files import copy_processor_files
 from omni_ros.errors import CheckpointError
 
 # Modules that become NVFP4, by their names in the root checkpoint. All else stays in 16 bit.
@@ -173,9 +172,7 @@ def export(part: torch.nn.Module, name: str, checkpoint: Checkpoint, directory: 
         config.pop("audio_config", None)  # what chained_forward lent the Talker
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if name == "thinker":
-            for file in PROCESSOR_FILES:
-                if (checkpoint.directory / file).is_file():
-                    shutil.copy(checkpoint.directory / file, partial / file)
+            copy_processor_files(checkpoint.directory, partial)
 
 
 def quantize(checkpoint: Checkpoint, samples: list[Sample], output: Path, device: str, seed: int,

@@ -10,6 +10,7 @@ import pytest
 from conftest import run
 from test_nvfp4_export import split
 
+from offline import build_engines, lower_onnxruntime_cuda
 from offline.checkpoint import Checkpoint
 from offline.external_data import StoredGraph
 from offline.lower_onnxruntime_cuda import pack_along_outputs
@@ -25,7 +26,10 @@ def built(checkpoints, tmp_path_factory) -> Path:
     for name, part in split(root, out).items():
         run("offline.export_onnx", part.directory, out / "onnx", "--components", name, "--dtype", "float16")
     run("offline.export_onnx", root.directory, out / "onnx", "--skip-llm", "--dtype", "float16")
-    run("offline.build_engines", out / "onnx", out / "engines", "--device", "cuda")
+    run("offline.build_engines", out / "onnx", out / "as_built", "--device", "cuda")
+    with pytest.MonkeyPatch.context() as patch:  # these experts are as narrow as the Talker's: let them be QMoE all the same
+        patch.setattr(lower_onnxruntime_cuda, "QMOE_MIN_INNER", 0)
+        assert build_engines.main([str(out / "onnx"), str(out / "engines"), "--device", "cuda"]) == 0
     return out
 
 
@@ -46,6 +50,11 @@ def test_decode_graphs_have_constant_sizes_and_fused_operators(built):
         assert prefill["GroupQueryAttention"] == prefill["MoE"] == layers and not prefill["QMoE"]
     predictor = Counter(n.op_type for n in graph(built / "engines" / "code_predictor" / "model.onnx").node)
     assert predictor["GroupQueryAttention"] == 15 * 2 and not predictor["Attention"]
+
+
+def test_narrow_experts_stay_16_bit(built):
+    ops = Counter(n.op_type for n in graph(built / "as_built" / "talker" / "model.onnx").node)
+    assert ops["MoE"] == 3 and not ops["QMoE"]
 
 
 def test_one_engine_two_graphs_one_cache(built):
@@ -85,7 +94,6 @@ def test_without_a_gpu_the_error_names_the_fix(built):
 
 
 def test_a_float32_export_is_refused(engine_dirs, tmp_path, capfd):
-    from offline import build_engines
     onnx_dir = next(engine_dirs["plain"].parent.glob("plain-onnx"))
     assert build_engines.main([str(onnx_dir), str(tmp_path / "out"), "--device", "cuda"]) == 1
     assert "--dtype float16" in capfd.readouterr().err
