@@ -17,6 +17,7 @@ from tqdm import tqdm
 from offline import bandwidth
 from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
+from offline.lower_cuda_predictor import CodePredictorLowering
 from offline.lower_onnxruntime import Lowering
 from offline.lower_onnxruntime_cuda import CudaLowering
 from omni_ros import __version__
@@ -58,7 +59,8 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
             _copy_sidecars(source, directory)
             decoder = name in ("thinker", "talker")
             capacity = config["limits"].get("capacity", 0)
-            CudaLowering(source, directory, "decode" if decoder else "", capacity).run(config["limits"])
+            lowering = CodePredictorLowering if name == "code_predictor" else CudaLowering
+            lowering(source, directory, "decode" if decoder else "", capacity).run(config["limits"])
             if decoder:
                 CudaLowering(source, directory, "prefill", capacity).run(config["limits"])
                 config["prefill_sha256"] = hashlib.sha256((directory / "prefill.onnx").read_bytes()).hexdigest()

@@ -1,7 +1,7 @@
 """Lower an exported float16 graph to the operators that are fast in ONNX Runtime on an NVIDIA GPU.
 
   q, k, v -> norm -> rotary -> CachedAttention   GroupQueryAttention with packed q|k|v, per-head norm and rotary inside
-  the CodePredictor's Attention                  the same, its cache handed from step to step inside the graph
+  the CodePredictor's Attention                  the same: see lower_cuda_predictor.py
   Gemm on NVFP4 weights                          MatMulBlockQuantizedFp4Weight, ModelOpt's tensors as they are
   MoE                                            QMoE for one row (NVFP4, repacked along the output axis), else MoE in 16 bit
   Add -> RMSNormalization                        SkipSimplifiedLayerNormalization
@@ -21,12 +21,13 @@ from offline.graphs.builder import DOMAIN
 
 OPSET = 23
 MICROSOFT = "com.microsoft"
-CODE_PREDICTOR_ROWS = 16
 QMOE_MIN_INNER = 512  # on an H200, one row through the Talker's experts (inner 384) takes QMoE 112 us and MoE 42 us
 
 
 class CudaLowering:
     """One graph on its way from `source` to `target`; `phase` is "decode" (one row), "prefill" or "" (not a decoder)."""
+
+    step_attention = ""  # the operator that `one_step` replaces, in graphs that unroll their steps
 
     def __init__(self, source: Path, target: Path, phase: str, capacity: int):
         self.stored, self.target = StoredGraph(source), target
@@ -74,17 +75,7 @@ class CudaLowering:
                          MICROSOFT, block_size=16)
 
     # ---- fusions ----------------------------------------------------------------------------------------------------
-    def walk_back(self, value: str, *op_types: str) -> list[onnx.NodeProto]:
-        """The chain of producers of `value`, whose types must be `op_types`, nearest first."""
-        chain = []
-        for op_type in op_types:
-            node = self.producer[value]
-            assert node.op_type == op_type, (value, node.op_type, op_type)
-            chain.append(node)
-            value = node.input[0]
-        return chain
-
-    def heads(self, value: str, is_key: bool) -> tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]:
+    def heads(self, value: str) -> tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]:
         """The Gemm, RMSNormalization and RotaryEmbedding that made queries or keys."""
         rotary = self.producer[value]
         before = self.producer[rotary.input[0]]
@@ -103,8 +94,8 @@ class CudaLowering:
     def attention(self, q: str, k: str, v: str, out: str, past: list[str], present: list[str], rows: list[str],
                   tables: list[str], heads: int, kv_heads: int) -> None:
         """GroupQueryAttention from the layer's normed input; `out` is [1, S, heads * head_dim]."""
-        q_gemm, q_norm, _ = self.heads(q, False)
-        k_gemm, k_norm, _ = self.heads(k, True)
+        q_gemm, q_norm, _ = self.heads(q)
+        k_gemm, k_norm, _ = self.heads(k)
         v_gemm = self.gemm_of(v)
         qkv = self.matmul(q_gemm.input[0], [g.input[1] for g in (q_gemm, k_gemm, v_gemm)], f"{out}.qkv")
         size = sum(self.stored.shape(g.input[1])[0] for g in (q_gemm, k_gemm, v_gemm))
@@ -150,43 +141,6 @@ class CudaLowering:
         self.node("Squeeze", ["new_rows", zero], ["row_count"])
         self.node("Range", [self.const("zero", np.array(0)), "row_count", self.const("one_0", np.array(1))], ["row_range"])
         self.node("Unsqueeze", ["row_range", zero], ["row_ids"])
-
-    def predictor_attention(self, node: onnx.NodeProto) -> None:
-        """The CodePredictor's Attention: keys and values of all steps so far, joined by Concat in the exported graph."""
-        def newest(value: str) -> tuple[str, str | None]:  # this step's heads, and what came before them
-            producer = self.producer[value]
-            return (producer.input[1], producer.input[0]) if producer.op_type == "Concat" else (value, None)
-
-        (k, past_k), (v, past_v) = newest(node.input[1]), newest(node.input[2])
-        q_gemm, norm, rotary = self.heads(node.input[0], False)
-        head_dim = self.stored.shape(norm.input[1])[0]
-        heads, kv_heads = (self.stored.shape(self.gemm_of(i).input[1])[0] // head_dim for i in (node.input[0], v))
-        cos = self.stored.read(rotary.input[1])  # [1, rows, D/2]
-        first = 0 if past_k is None else int(self.rows_so_far[past_k])
-        rows = cos.shape[1]
-        empty = np.zeros((1, kv_heads, CODE_PREDICTOR_ROWS, head_dim), np.float16)
-        past = [f"{p}.cache" if p else self.const(f"empty_{kv_heads}_{head_dim}", empty) for p in (past_k, past_v)]
-        present = [f"{p}.cache" for p in (node.input[1], node.input[2])]
-        self.rows_so_far[node.input[1]] = self.rows_so_far[node.input[2]] = first + rows
-        tables = [self.rotary_table(rotary, i) for i in (1, 2)]
-        ids = self.const(f"ids_{first}_{rows}", np.arange(first, first + rows)[None])
-        counts = [self.const(f"last_{first + rows}", np.array([first + rows - 1], np.int32)),
-                  self.const(f"total_{first + rows}", np.array(first + rows, np.int32))]
-        out = self.readers[self.readers[node.output[0]][0].output[0]][0]  # Attention -> Transpose -> Reshape
-        self.attention(node.input[0], k, v, f"{out.output[0]}.heads", past, present, counts, [*tables, ids], heads, kv_heads)
-        self.node("Reshape", [f"{out.output[0]}.heads", out.input[1]], [out.output[0]])
-        self.done.update([out.output[0], self.readers[node.output[0]][0].output[0]])
-
-    def rotary_table(self, rotary: onnx.NodeProto, index: int) -> str:
-        """The whole cos (1) or sin (2) table [16, D/2], put together from the exported steps' constants."""
-        name = f"rotary_{index}"
-        if name not in self.initializers:
-            steps = {}
-            for n in self.graph.node:
-                if n.op_type == "RotaryEmbedding":
-                    steps[n.input[index]] = self.stored.read(n.input[index])[0]
-            self.const(name, np.concatenate(list(steps.values())).astype(np.float16))
-        return name
 
     def moe(self, node: onnx.NodeProto) -> None:
         x, logits, gate, up, down = node.input
@@ -258,7 +212,7 @@ class CudaLowering:
     def fused_away(self) -> None:
         """Mark what attention() and swiglu() recompute from the layer's input."""
         for node in self.graph.node:
-            if node.op_type == "CachedAttention" or (node.op_type == "Attention" and self.is_predictor):
+            if node.op_type in ("CachedAttention", self.step_attention):
                 for value in node.input[:3]:
                     self.mark_until_gemm(value)
             elif self.is_swiglu(node):
@@ -275,8 +229,6 @@ class CudaLowering:
 
     # ---- graph ------------------------------------------------------------------------------------------------------
     def run(self, dimensions: dict[str, int]) -> None:
-        self.is_predictor = self.graph.name == "code_predictor"
-        self.rows_so_far: dict[str, int] = {}
         self.pending_add = ""
         self.fused_away()
         if self.phase:
@@ -289,8 +241,8 @@ class CudaLowering:
                 self.cached_attention(node)
             elif node.op_type == "MoE" and node.domain == DOMAIN:
                 self.moe(node)
-            elif node.op_type == "Attention" and self.is_predictor:
-                self.predictor_attention(node)
+            elif node.op_type == self.step_attention:
+                self.one_step(node)
             elif node.op_type == "Gemm" and node.input[1] in self.stored:
                 bias = node.input[2] if len(node.input) > 2 else ""
                 if node.input[1] in self.stored.nvfp4:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from omni_ros.engines.onnxruntime_engine import check_graph, check_rows, load_session
+from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, check_rows, load_session
 from omni_ros.errors import EngineError, InputError
 
 DEVICE = "cuda"
 
 
-class OnnxRuntimeCudaEngine:
+class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     """See engine.Engine. Not thread-safe: one engine belongs to one stage."""
 
     def __init__(self, directory: Path, config: dict, threads: int):
@@ -99,19 +99,6 @@ class OnnxRuntimeCudaEngine:
         self.buffers, self.spares = self.spares, self.buffers
         outputs = binding.get_outputs()
         return {name: outputs[i].numpy() for i, name in enumerate(self.output_names)}
-
-    def reset(self) -> None:
-        self.length = 0
-        for state, buffer in zip(self.config["state"], self.buffers):
-            if not state["in_place"]:  # KV cache columns beyond `length` are never read
-                buffer.update_inplace(np.zeros(state["shape"], state["dtype"]))
-
-    def truncate(self, length: int) -> None:
-        if not all(s["in_place"] for s in self.config["state"]):
-            raise EngineError(f"{self.config['engine']}: this engine's state can be reset but not truncated")
-        if not 0 <= length <= self.length:
-            raise ValueError(f"truncate({length}) of {self.length} rows")
-        self.length = length
 
 
 def _provider(options: dict[str, str]) -> list:
