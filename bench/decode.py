@@ -9,8 +9,8 @@ import numpy as np
 
 from bench.models import ROOT
 from bench.report import Part, Row
-from bench.spy import Call, spy
 from bench.turns import QUESTION, greedy, listen
+from offline.compare import compare
 from omni_ros.pipeline.pipeline import Pipeline
 
 TOKENS, FRAMES = 48, 24  # per repetition
@@ -39,7 +39,7 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
     speeds = {name: np.array([run[:2] for run in rs]).max(axis=0) for name, rs in runs.items()}  # (tokens, frames) per s
     peer = np.maximum(speeds["transformers"], speeds["transformers, 1 thread"])
     equal = float(np.mean(np.array(runs["float32"][0][2]) == np.array(runs["transformers"][0][2])))
-    loss = _int4_loss(exact, int4)
+    loss = compare(exact, int4, [greedy(tokens=FORCED, frames=FORCED, streaming=False)])
     rows = [
         Row("Thinker tokens/s, float32 engine / transformers", speeds["float32"][0] / peer[0], "x", (">=", 1.4)),
         Row("Thinker tokens/s, int4 engine / transformers float32", speeds["int4"][0] / peer[0], "x", (">=", 4)),
@@ -52,7 +52,7 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
         Row("int4: Talker's most likely code 0 is float32's", loss["talker"]["top1"]),
         Row("int4: KL divergence of the Talker's distribution, mean", loss["talker"]["kl"], "nat"),
         Row("int4: CodePredictor's code 1 is float32's (greedy)", loss["code_predictor"]["code_1"]),
-        Row("int4: CodePredictor's codes 1-15 are float32's (greedy)", loss["code_predictor"]["codes"]),
+        Row("int4: CodePredictor's codes 1-15 are float32's (greedy)", loss["code_predictor"]["codes_1_to_15"]),
     ]
     return Part("Decoding", METHOD, rows, {
         "tokens_and_frames_per_s": {name: [run[:2] for run in rs] for name, rs in runs.items()}, "int4_loss": loss})
@@ -100,32 +100,3 @@ class Transformers:
         self._generate(4, return_audio=True, speaker="ethan", talker_do_sample=False, talker_max_new_tokens=FRAMES + 1,
                        talker_repetition_penalty=1.0)
         return tokens_per_s, rate(self.times["talker"]), tokens
-
-
-# ---- accuracy -------------------------------------------------------------------------------------------------------
-def _int4_loss(exact: Pipeline, int4: Pipeline) -> dict[str, dict[str, float]]:
-    """Run one turn on the float32 engines, then the int4 engines on the very same inputs: errors do not add up."""
-    with spy(exact) as calls:
-        listen(exact, greedy(tokens=FORCED, frames=FORCED, streaming=False))
-    pairs = {name: _replay(int4, name, [c for c in calls if c.engine == name])
-             for name in ("thinker", "talker", "code_predictor")}
-    suppressed = exact.talker.suppressed
-    ours, theirs = (np.stack([o["codes"] for o in side]) for side in pairs["code_predictor"])  # [frames, 15]
-    return {"thinker": _compare(*(np.concatenate([o["logits"] for o in side]) for side in pairs["thinker"])),
-            "talker": _compare(*(np.delete(np.concatenate([o["logits"] for o in side]), suppressed, axis=1)
-                                 for side in pairs["talker"])),
-            "code_predictor": {"code_1": float((ours == theirs)[:, 0].mean()), "codes": float((ours == theirs).mean())}}
-
-
-def _replay(pipeline: Pipeline, name: str, calls: list[Call]) -> tuple[list[dict], list[dict]]:
-    engine = pipeline.engines[name]
-    engine.reset()
-    return [c.outputs for c in calls], [engine.run(c.inputs) for c in calls]
-
-
-def _compare(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Logits [n, V] of the same steps."""
-    log_p, log_q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (exact, other))
-    cosine = (exact * other).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(other, axis=1)
-    return {"top1": float((exact.argmax(1) == other.argmax(1)).mean()), "steps": len(exact),
-            "kl": float((np.exp(log_p) * (log_p - log_q)).sum(1).mean()), "cosine": float(cosine.mean())}

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.report import Part, Row
-from bench.spy import Call, spy
 from bench.turns import Heard, greedy, listen, question_with_media
+from offline.spy import Call, spy
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
 

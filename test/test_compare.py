@@ -1,0 +1,61 @@
+"""offline.compare: equal engines are equal, quantised ones are measured, other models are refused."""
+import json
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import run
+
+from offline import compare
+
+
+@pytest.fixture(scope="module")
+def int4(engine_dirs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("int4")
+    run("offline.build_engines", engine_dirs["plain"].parent / "plain-onnx", out, "--weights", "int4")
+    return out
+
+
+def test_engines_equal_themselves(engine_dirs, tmp_path):
+    report = tmp_path / "report.json"
+    printed = run("offline.compare", engine_dirs["plain"], engine_dirs["plain"], "--tokens", "8", "--frames", "6",
+                  "--threads", "1", "--outputFile", report)
+    r = json.loads(report.read_text())
+    assert r["thinker"]["steps"] == 8 and r["talker"]["steps"] == r["code_predictor"]["frames"] == 6
+    for name, layers in (("thinker", 3), ("talker", 2)):
+        assert r[name]["top1"] == 1 and r[name]["kl"] == pytest.approx(0, abs=1e-9)
+        assert r[name]["layer_cosine"] == pytest.approx([1] * layers)
+    assert r["code_predictor"]["codes_1_to_15"] == 1
+    assert "thinker" in printed and "into layer 3" in printed
+
+
+def test_int4_is_measured(engine_dirs, int4, capsys):
+    assert compare.main([str(engine_dirs["plain"]), str(int4), "--tokens", "12", "--frames", "12", "--threads", "1"]) == 0
+    with (compare.open_probed(engine_dirs["plain"], 1) as exact, compare.open_probed(int4, 1) as other):
+        request = compare.Request(compare.QUESTION, max_generate_length=12, max_audio_length=12, streaming=False,
+                                  temperature=0, talker_temperature=0)
+        r = compare.compare(exact, other, [request, request])  # two turns: the second starts a new sequence
+    assert r["thinker"]["steps"] == 24
+    for name in ("thinker", "talker"):
+        assert 0 < r[name]["kl"] and 0.5 < r[name]["cosine"] < 0.9999
+        layers = r[name]["layer_cosine"]
+        assert all(0.5 < c < 0.99999 for c in layers) and layers[-1] < layers[0]  # errors add up on the way
+
+
+def test_layers_are_transformers_hidden_states(engine_dirs, checkpoints, tmp_path):
+    model = oracle.load(checkpoints["plain"]).model
+    ids = torch.randint(0, 256, (1, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = model.thinker.model.language_model(input_ids=ids, output_hidden_states=True).hidden_states
+    with compare.open_probed(engine_dirs["plain"], 1) as pipeline:
+        out = pipeline.engines["thinker"].run({
+            "inputs_embeds": hidden[0][0].numpy(), "position_ids": np.tile(np.arange(9, dtype=np.float32), (3, 1)),
+            "deepstack": np.zeros((2, 9, 64), np.float32)})
+    for i in (1, 2, 3):
+        np.testing.assert_allclose(out[f"layer_{i}"], hidden[i][0].numpy(), atol=1e-4)
+
+
+def test_another_model_is_refused(engine_dirs, capsys):
+    assert compare.main([str(engine_dirs["plain"]), str(engine_dirs["odd"]), "--tokens", "3", "--frames", "2"]) == 1
+    assert "error:" in capsys.readouterr().err
