@@ -103,8 +103,8 @@ def open_probed(engine_dir: Path, threads: int) -> Iterator[Pipeline]:
         for name in DECODERS:
             if pipeline.engines[name].config.get("device", "cpu") != "cpu":
                 continue
-            engine = pipeline.engines[name] = open_engine(_with_layers(Path(engine_dir) / name, Path(folder) / name), threads)
-            getattr(pipeline, name).engine = engine
+            engine = open_engine(_with_layers(Path(engine_dir) / name, Path(folder) / name), threads)
+            pipeline.engines[name] = getattr(pipeline, name).engine = engine
         yield pipeline
 
 
@@ -117,7 +117,8 @@ def _with_layers(source: Path, target: Path) -> Path:
                 os.link(file, target / file.name)
             except OSError:  # another file system
                 shutil.copy(file, target / file.name)
-    model, config = onnx.load(source / "model.onnx", load_external_data=False), json.loads((source / "config.json").read_text())
+    model = onnx.load(source / "model.onnx", load_external_data=False)
+    config = json.loads((source / "config.json").read_text())
     width = config["model"]["hidden_size"]
     for node in list(model.graph.node):
         weight = next((i for i in node.input if i.startswith("layers.") and i.endswith(".input_layernorm.weight")), None)

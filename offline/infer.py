@@ -127,8 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.saveCodes and not args.enableAudioOutput:
         parser.error("--saveCodes needs --enableAudioOutput")
-    if args.threads < 0:
-        parser.error("--threads must be at least 0")
+    if not 0 <= args.threads <= 256:
+        parser.error("--threads must be between 0 and 256")
     try:
         return infer(args)
     except (OmniError, OSError) as e:

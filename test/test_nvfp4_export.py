@@ -128,10 +128,9 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
             np.testing.assert_allclose(found, expected[name][0, end - 1].numpy(), atol=1e-4)
 
 
-def test_weight_only_turn_equals_transformers(built, activations, root, parts, tmp_path):
-    """Tokens, codes and waveform of a whole turn, against transformers on a checkpoint of the decoded weights."""
-    if activations == "nvfp4":
-        pytest.skip("transformers has no W4A4 forward to generate with; the logits above are compared instead")
+@pytest.mark.parametrize("activations", ["float"], indirect=True)  # transformers has no W4A4 forward to generate with
+def test_weight_only_turn_equals_transformers(built, root, parts, tmp_path):
+    """Tokens and codes of a whole turn, against transformers on a checkpoint of the decoded weights."""
     tensors = {}
     for name in root.tensors:
         value = root.read(name).astype(np.float32)

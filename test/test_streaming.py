@@ -125,6 +125,13 @@ def test_one_turn_at_a_time(pipeline):
     assert play(pipeline)[0].reason in ("stop", "length")
 
 
+def test_a_closed_pipeline_says_so(engine_dirs):
+    closed = Pipeline.open(engine_dirs["plain"], threads=1)
+    closed.close()
+    with pytest.raises(OmniError, match="closed"):
+        next(closed.generate(Request(HELLO)))
+
+
 @pytest.mark.parametrize("stage", ["thinker", "talker", "code_predictor", "code2wav"])
 def test_a_failing_stage_raises_once_and_the_next_turn_works(pipeline, monkeypatch, stage):
     expected, _ = play(pipeline)

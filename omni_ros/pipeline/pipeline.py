@@ -64,6 +64,8 @@ class Pipeline:
 
         Raises InputError, PromptTooLongError, UnknownSpeakerError or EngineError; the next turn works after each.
         """
+        if not self.engines:
+            raise OmniError("the pipeline was closed; open another one")
         if not self._busy.acquire(blocking=False):
             raise OmniError("a turn is running; cancel() it and read its events to the end first")
         try:
