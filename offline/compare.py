@@ -109,7 +109,7 @@ def open_probed(engine_dir: Path, threads: int) -> Iterator[Pipeline]:
 
 
 def _with_layers(source: Path, target: Path) -> Path:
-    """A copy of an engine folder (weights linked where that is possible) whose graph has the residual stream among its outputs."""
+    """A copy of an engine folder (weights linked where possible) whose graph has the residual stream among its outputs."""
     target.mkdir()
     for file in source.iterdir():
         if file.name not in ("model.onnx", "config.json"):
