@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from offline.external_data import StoredGraph
 
-MODULES = {  # bytes/s, NVIDIA's data sheets
+MODULES = {  # bytes/s as NVIDIA advertises them; not checked against the data sheets (docs/verification.md)
     "Jetson T5000 (AGX Thor)": 273e9, "Jetson T4000": 273e9, "Jetson AGX Orin": 204.8e9, "Jetson Orin NX 16GB": 102.4e9,
     "Jetson Orin Nano 8GB (Super)": 102e9,
 }

@@ -59,7 +59,10 @@ def export(checkpoint_dir: Path, out: Path, components: list[str], dtype: np.dty
               atomic_directory(out / folder) as directory):
             checkpoint.on_read = sidecars.on_read = bar.update
             try:
-                export_graph(checkpoint, directory, dtype, *([quantize_activations] if name in ("thinker", "talker") else []))
+                if name in ("thinker", "talker"):
+                    export_graph(checkpoint, directory, dtype, quantize_activations)
+                else:
+                    export_graph(checkpoint, directory, dtype)
                 if name == "thinker":
                     _thinker_sidecars(checkpoint, directory, dtype, fp8_embedding)
                 if name == "talker":

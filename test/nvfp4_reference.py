@@ -1,12 +1,17 @@
-"""torch forward with the tensors of an NVFP4 checkpoint: the reference for every graph made from it."""
+"""NVFP4 checkpoints without ModelOpt, and the torch forward with their tensors: the reference for every graph made of them."""
 import contextlib
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoint import STANDALONE, Checkpoint, write_safetensors
 from offline.nvfp4 import decode, encode
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # share one scale_2, as ModelOpt exports them
 
 
 def packed(checkpoint: Checkpoint) -> list[str]:
@@ -52,3 +57,36 @@ def exported_linears(model: torch.nn.Module, parts: dict[str, Checkpoint], activ
         yield
     finally:
         torch.nn.functional.linear = plain
+
+
+def is_quantised(name: str) -> bool:
+    return name.endswith("proj.weight") and (".experts." in name or name.startswith("thinker.model") and "self_attn" in name)
+
+
+def shared_scale(root: Checkpoint, name: str) -> float:
+    linear, projection = name.removesuffix(".weight").rsplit(".", 1)
+    together = next((group for group in FUSED if projection in group), (projection,))
+    return max(float(np.abs(root.read(f"{linear}.{p}.weight").astype(np.float32)).max()) for p in together) / (6 * 448)
+
+
+def split(root: Checkpoint, out: Path) -> dict[str, Checkpoint]:
+    """DIR/thinker and DIR/talker as `offline.quantize` lays them out (test_quantize.py), without waiting for ModelOpt."""
+    for model_type, prefix in STANDALONE.items():
+        folder, tensors = out / prefix.rstrip("."), {}
+        folder.mkdir()
+        for name in root.tensors:
+            if not name.startswith(prefix) or name.startswith(("thinker.visual.", "thinker.audio_tower.")):
+                continue
+            key, value = name.removeprefix(prefix), root.read(name)
+            if is_quantised(name):
+                codes, scale, scale_2 = encode(value, shared_scale(root, name))
+                tensors |= {key: codes, f"{key}_scale": scale, f"{key}_scale_2": np.array(scale_2),
+                            key.replace("weight", "input_scale"): np.array(4 / (6 * 448), np.float32)}
+            else:
+                tensors[key] = value
+        write_safetensors(folder / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type, "omni_config": root.config}))
+        for file in root.directory.iterdir():
+            if file.suffix in (".json", ".jinja") and file.name != "config.json":
+                shutil.copy(file, folder / file.name)
+    return {name: Checkpoint(out / name) for name in ("thinker", "talker")}

@@ -27,7 +27,7 @@ def test_two_spoken_questions_from_a_bag_are_answered(engine_dirs, tmp_path):
     assert [turn["speech_s"] for turn in metrics["turns"]] == [round((FRAMES * 1920 - 555) / 24000, 3)] * 2
     for turn in metrics["turns"]:
         assert turn["text"] and turn["text_deltas"] > 1
-        assert 0 < turn["first_text_ms"] <= turn["first_speech_ms"] + 1 < 5000
+        assert 0 < turn["first_text_ms"] <= turn["first_speech_ms"] + 1
 
     with wave.open(str(tmp_path / "speech.wav")) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24000, 1, 2)

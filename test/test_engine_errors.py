@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_files import edit_config, write
 
 from omni_ros.engines.engine import open_engine
 from omni_ros.errors import EngineError
@@ -23,18 +24,6 @@ DESCRIPTIVE = {"audio_start_token_id", "audio_end_token_id", "vision_start_token
 def engines(engine_dirs: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the plain engines that a test may break; unbroken files are links."""
     return shutil.copytree(engine_dirs["plain"], tmp_path / "engines", copy_function=os.link)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a linked file; writing into it would change the original."""
-    path.unlink()
-    path.write_bytes(content)
-
-
-def edit_config(directory: Path, change: Callable[[dict], object]) -> None:
-    config = json.loads((directory / "config.json").read_text())
-    change(config)
-    write(directory / "config.json", json.dumps(config).encode())
 
 
 def refusal(open_it: Callable[[], object]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from broken_files import edit_config, write
 from onnx import TensorProto
 
 from offline import build_engines, export_onnx
@@ -58,18 +59,6 @@ def built(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 def copy(plain: Path, tmp_path: Path) -> Path:
     """A copy of the plain checkpoint that a test may break; unbroken files are links."""
     return shutil.copytree(plain, tmp_path / "checkpoint", copy_function=os.link)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a linked file; writing into it would change the original."""
-    path.unlink()
-    path.write_bytes(content)
-
-
-def edit_config(checkpoint: Path, change: Callable[[dict], object]) -> None:
-    config = json.loads((checkpoint / "config.json").read_text())
-    change(config)
-    write(checkpoint / "config.json", json.dumps(config).encode())
 
 
 def keep_tensors(checkpoint: Path, keep: Callable[[str], bool], change: dict[str, np.ndarray] | None = None) -> None:

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import run
-from test_nvfp4_export import split
+from nvfp4_reference import split
 
 from offline import build_engines, lower_onnxruntime_cuda
 from offline.checkpoint import Checkpoint

@@ -17,7 +17,10 @@ class Engine(Protocol):
     length: int
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One forward pass. Raises KVCacheFullError when the rows do not fit, leaving the state as it was."""
+        """One forward pass. Raises KVCacheFullError when the rows do not fit, leaving the state as it was.
+
+        Do not write into an array that was passed: a backend that has it on its device already does not send it again.
+        """
         ...
 
     def reset(self) -> None:

@@ -1,0 +1,17 @@
+"""For tests that break copies whose unbroken files are links to the originals."""
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace a linked file; writing into it would change the original."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def edit_config(directory: Path, change: Callable[[dict], object]) -> None:
+    """Replace config.json by one that `change` was applied to."""
+    config = json.loads((directory / "config.json").read_text())
+    change(config)
+    write(directory / "config.json", json.dumps(config).encode())
