@@ -8,7 +8,7 @@ else
 ROS := ,ros
 endif
 
-.PHONY: setup test demo bench lint clean
+.PHONY: setup test demo bench bench-gpu lint clean
 
 setup: .venv/.full
 
@@ -20,6 +20,10 @@ lint: .venv/.full
 
 bench: .venv/.full
 	$(BIN)/python -m bench.run
+
+# make bench-gpu WORK=/dev/shm/omni: 111 GB there; the engines stay. Without WORK they are made in bench_output and deleted.
+bench-gpu: .venv/.full
+	$(BIN)/python -m bench.gpu $(if $(WORK),--work $(WORK))
 
 demo: .venv/.light
 	$(BIN)/python -m demo.run

@@ -37,8 +37,9 @@ setup(
         # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
         "quantize": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'", "nvidia-modelopt==0.47.0",
                      "accelerate>=1.10", "requests>=2.32", "datasets>=4"],
-        # builds engines without a GPU; on a Jetson, TensorRT is part of JetPack
-        "tensorrt": ["tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116"],
+        # builds engines without a GPU, and runs them on one; on a Jetson, TensorRT is part of JetPack, and cuda-bindings has
+        # to be of JetPack's CUDA version (12 or 13)
+        "tensorrt": ["tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116", "cuda-bindings>=13,<14"],
         # transformers is the reference that the tests compare with
         "test": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'",
                  "transformers==5.20.2; python_version < '3.11'", "pytest>=8", "ruff>=0.15"],

@@ -1,7 +1,8 @@
-"""What a benchmark measured: one row per number, as text, as JSON and as the page docs/benchmarks.md."""
+"""What a benchmark measured: one row per number, as text, as JSON and as a page such as docs/benchmarks.md."""
 import json
 import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +12,8 @@ INTRODUCTION = """\
 Written by `{command}`; `make bench` prints the same numbers. Ratios compare things measured in turn within one run,
 so that other load on the machine falls on both sides. The checkpoint is `offline.make_checkpoint --size small`: 180 M
 random parameters, so its words mean nothing, and its accuracy figures are no guide to a trained model's."""
-PACKAGES = ("numpy", "onnxruntime", "torch", "transformers", "rclpy", "ros-rclpy")  # a ROS installation's and PyPI's
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "torch", "transformers",
+            "rclpy", "ros-rclpy")  # a ROS installation's and PyPI's
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,23 @@ def machine() -> dict[str, str]:
     return {
         "processor": f"{info.get('model name', platform.machine())}, {os.cpu_count()} cores",
         "memory": f"{memory:.0f} GiB", "system": f"{platform.system()} {platform.machine()}",
-        "load before": f"{os.getloadavg()[0]:.2f} processes", "python": platform.python_version(),
+        **_gpu(), "load before": f"{os.getloadavg()[0]:.2f} processes", "python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := _version(name))}}
 
 
 def _read(path: str) -> str:
     return Path(path).read_text() if Path(path).is_file() else "model name: unknown 0"
+
+
+def _gpu() -> dict[str, str]:
+    """Name, memory and driver of the first NVIDIA GPU; nothing without one."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(query, check=True, text=True, capture_output=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    name, memory, driver = printed.splitlines()[0].split(", ")
+    return {"gpu": f"{name}, {memory}, driver {driver}"}
 
 
 def _version(package: str) -> str | None:
@@ -79,8 +92,9 @@ def to_json(parts: list[Part], machine_facts: dict[str, str]) -> str:
         {"title": p.title, "method": p.method, "rows": rows(p), "details": p.details} for p in parts]}, indent=2) + "\n"
 
 
-def to_markdown(parts: list[Part], machine_facts: dict[str, str], command: str) -> str:
-    lines = ["# Benchmarks", "", INTRODUCTION.format(command=command), "",
+def to_markdown(parts: list[Part], machine_facts: dict[str, str], command: str, title: str = "Benchmarks",
+                introduction: str = INTRODUCTION) -> str:
+    lines = [f"# {title}", "", introduction.format(command=command), "",
              *[f"- {name}: {value}" for name, value in machine_facts.items()]]
     for part in parts:
         lines += ["", f"## {part.title}", "", part.method, "", "| | measured | goal | |", "|---|--:|--:|---|"]

@@ -11,11 +11,25 @@ from onnx import TensorProto, helper
 
 from offline.external_data import StoredGraph
 
-MODULES = {  # bytes/s as NVIDIA advertises them; not checked against the data sheets (docs/verification.md)
-    "Jetson T5000 (AGX Thor)": 273e9, "Jetson T4000": 273e9, "Jetson AGX Orin": 204.8e9, "Jetson Orin NX 16GB": 102.4e9,
-    "Jetson Orin Nano 8GB (Super)": 102e9,
+
+@dataclass(frozen=True)
+class Module:
+    memory: float  # bytes, shared by CPU and GPU
+    bandwidth: float  # bytes/s
+    target: str  # compute capability of its GPU
+
+
+MODULES = {  # as NVIDIA advertises them; not checked against the data sheets (docs/verification.md)
+    "Jetson T5000 (AGX Thor)": Module(128e9, 273e9, "sm110"),
+    "Jetson T4000": Module(64e9, 273e9, "sm110"),
+    "Jetson AGX Orin 64GB": Module(64e9, 204.8e9, "sm87"),
+    "Jetson AGX Orin 32GB": Module(32e9, 204.8e9, "sm87"),
+    "Jetson Orin NX 16GB": Module(16e9, 102.4e9, "sm87"),
+    "Jetson Orin Nano 8GB (Super)": Module(8e9, 102e9, "sm87"),
 }
 FRAME_SECONDS = 0.08  # of speech in a codec frame
+STEPS = {"thinker": "one token", "talker": "one codec frame", "code_predictor": "one codec frame",
+         "code2wav": "one call, any number of frames", "multimodal/audio": "one window", "multimodal/visual": "one image"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class Traffic:
     weights: int  # bytes of all weights
     read: int  # bytes of weights that one step of one row reads: of a stack of experts only the routed ones
     kv_row: int  # bytes of keys and values that each cached row adds to that
+    nvfp4: bool  # whether some weights are NVFP4
 
 
 def traffic(graph: StoredGraph) -> Traffic:
@@ -44,7 +59,7 @@ def traffic(graph: StoredGraph) -> Traffic:
             for cache in node.input[3:5]:
                 heads, head_dim = (values[cache].shape.dim[i].dim_value for i in (1, 3))
                 kv_row += heads * head_dim * helper.tensor_dtype_to_np_dtype(values[cache].elem_type).itemsize
-    return Traffic(sum(sizes.values()), read, kv_row)
+    return Traffic(sum(sizes.values()), read, kv_row, bool(graph.nvfp4))
 
 
 def _bytes(tensor: TensorProto) -> int:
@@ -55,23 +70,43 @@ def _bytes(tensor: TensorProto) -> int:
 def report(graphs: dict[str, Path], rows: int) -> str:
     """`graphs`: engine name -> exported folder; `rows` in the KV caches. A table of engines, then one of modules."""
     found = {name: traffic(StoredGraph(folder)) for name, folder in graphs.items()}
+    return "\n".join([*_engine_table(found, rows), "", *_module_table(found, rows)])
+
+
+def _engine_table(found: dict[str, Traffic], rows: int) -> list[str]:
     lines = [f"{'engine':20}{'weights':>12}{'read a step':>14}{f'KV, {rows} rows':>16}   a step is"]
-    steps = {"thinker": "one token", "talker": "one codec frame", "code_predictor": "one codec frame",
-             "code2wav": "one call, any number of frames", "multimodal/audio": "one window", "multimodal/visual": "one image"}
     for name, t in found.items():
-        lines.append(f"{name:20}{_size(t.weights):>12}{_size(t.read):>14}{_size(t.kv_row * rows):>16}   {steps[name]}")
-    lines.append(f"{'all':20}{_size(sum(t.weights for t in found.values())):>12}")
+        lines.append(f"{name:20}{_size(t.weights):>12}{_size(t.read):>14}{_size(t.kv_row * rows):>16}   {STEPS[name]}")
+    return [*lines, f"{'all':20}{_size(sum(t.weights for t in found.values())):>12}"]
+
+
+def _module_table(found: dict[str, Traffic], rows: int) -> list[str]:
+    """Floors of one token and one codec frame, where the weights fit and the GPU can compute with them."""
+    weights = sum(t.weights for t in found.values())
     step = {name: t.read + t.kv_row * rows for name, t in found.items()}  # bytes
-    lines += ["", f"{'floor by bandwidth':42}{'Thinker':>18}{'codec frame':>14}{'of real time':>14}"]
-    for module, bandwidth in MODULES.items():
-        token = f"{bandwidth / step['thinker']:,.1f} tokens/s" if "thinker" in found else "-"
-        frame = share = "-"
-        if {"talker", "code_predictor"} <= set(found):
-            floor = (step["talker"] + step["code_predictor"]) / bandwidth
-            frame, share = f"{1e3 * floor:.2f} ms", f"{floor / FRAME_SECONDS:.3f}"
-        lines.append(f"{f'{module}, {bandwidth / 1e9:.0f} GB/s':42}{token:>18}{frame:>14}{share:>14}")
-    lines.append("codec frame: Talker and CodePredictor. Code2Wav reads its weights once a call on top.")
-    return "\n".join(lines)
+    token = step.get("thinker")
+    frame = step["talker"] + step["code_predictor"] if {"talker", "code_predictor"} <= set(found) else None
+    lines = [f"{'at best':42}{'Thinker':>16}{'codec frame':>14}{'both, of 80 ms':>16}   memory"]
+    for name, module in MODULES.items():
+        cells = ["-", "-", "-"]
+        if weights > module.memory:
+            verdict = f"too small for {_size(weights)} of weights"
+        elif any(t.nvfp4 for t in found.values()) and int(module.target[2:]) < 100:
+            verdict = f"{module.target} cannot compute with NVFP4"
+        else:
+            verdict = f"{weights / 1e9:.1f} of {module.memory / 1e9:.0f} GB for weights"
+            if token:
+                cells[0] = f"{module.bandwidth / token:,.1f} tokens/s"
+            if frame:
+                cells[1] = f"{1e3 * frame / module.bandwidth:.2f} ms"
+            if token and frame:
+                cells[2] = f"{(token + frame) / module.bandwidth / FRAME_SECONDS:.0%}"
+        head = f"{name}, {module.bandwidth / 1e9:.0f} GB/s"
+        lines.append(f"{head:42}{cells[0]:>16}{cells[1]:>14}{cells[2]:>16}   {verdict}")
+    return [*lines,
+            "At best: bytes read / memory bandwidth. Good kernels reach 70-80 % of it; nothing here was measured on a Jetson.",
+            "codec frame: Talker and CodePredictor. While it speaks, the robot makes a token and a frame in every 80 ms;",
+            "Code2Wav reads its weights once a call on top. Memory also holds KV caches, activations and all other programs."]
 
 
 def _size(count: int) -> str:

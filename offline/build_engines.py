@@ -17,10 +17,10 @@ from tqdm import tqdm
 from offline import bandwidth
 from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
-from offline.lower_cuda_predictor import CodePredictorLowering
 from offline.lower_onnxruntime import Lowering
-from offline.lower_onnxruntime_cuda import CudaLowering
+from offline.lower_onnxruntime_cuda import CudaLowering, write_decode_weights
 from omni_ros import __version__
+from omni_ros.engines.tensorrt_package import import_tensorrt
 from omni_ros.errors import CheckpointError, OmniError
 
 # engine folder <- ONNX folder
@@ -57,14 +57,11 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
         config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
         with atomic_directory(engines_root / name) as directory:
             _copy_sidecars(source, directory)
-            decoder = name in ("thinker", "talker")
-            capacity = config["limits"].get("capacity", 0)
-            lowering = CodePredictorLowering if name == "code_predictor" else CudaLowering
-            lowering(source, directory, "decode" if decoder else "", capacity).run(config["limits"])
-            if decoder:
-                CudaLowering(source, directory, "prefill", capacity).run(config["limits"])
-                config["prefill_sha256"] = hashlib.sha256((directory / "prefill.onnx").read_bytes()).hexdigest()
-            config.update(device="cuda", cuda_graph=decoder or name == "code_predictor")
+            if name != "code_predictor":
+                CudaLowering(source, directory, config["limits"]["capacity"] if "decoder" in config else 0).run(config["limits"])
+            if "decoder" in config:
+                write_decode_weights(source, directory)
+            config["device"] = "cuda"
             _write_config(directory, config, "as exported", config["dtype"])
     return present
 
@@ -72,7 +69,7 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
 def build_tensorrt(onnx_root: Path, engines_root: Path, target: str | None, limits: dict[str, dict[str, int]]) -> list[str]:
     """The same with TensorRT or TensorRT-RTX, for the GPU `target` (None: the one here)."""
     present = _present(onnx_root)
-    trt = tensorrt.import_tensorrt()
+    trt = import_tensorrt()
     target = tensorrt.check_target(trt, target)
     for name in tqdm(present, desc=f"building for {target}", unit="engine"):
         source = onnx_root / ENGINES[name]
@@ -121,7 +118,8 @@ def _write_config(directory: Path, config: dict, weights: str, dtype: str) -> No
         entry["shape"] = [limits.get(d, d) if isinstance(d, str) else d for d in entry["shape"]]
     config.update(backend="onnxruntime", weights=weights, dtype=dtype)
     config["provenance"].update(onnx_sha256=config["graph_sha256"], built_with=__version__)
-    config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
+    if (directory / "model.onnx").is_file():
+        config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
     config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir())}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -3,9 +3,7 @@
 TensorRT builds for the GPU that it runs on, so engines for a Jetson are built on that Jetson. TensorRT-RTX also builds
 for other GPUs, without having one. Networks are strongly typed: every tensor has the type that the exported graph says.
 """
-import ctypes
 import hashlib
-import importlib
 import json
 import tempfile
 from pathlib import Path
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from offline.lower_tensorrt import Lowering
 from omni_ros import __version__
+from omni_ros.engines.tensorrt_package import gpu_target, make_logger, package_name
 from omni_ros.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,39 +24,8 @@ if TYPE_CHECKING:
 
 TARGETS = ("sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121")
 MOE_LAYER_TARGETS = ("sm100", "sm103", "sm110")  # GPUs that IMoELayer has kernels for
-PACKAGES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")  # the last: RTX wheels without their meta package
 MAX_RUN_FRAMES = 100  # codec frames per Code2Wav run: 8 s; the real model then needs 0.3 GB of activations
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]  # input -> shapes: min, opt, max
-
-
-def import_tensorrt() -> ModuleType:
-    """`tensorrt` (10.13 or newer), else `tensorrt_rtx`. Raises EngineError that says how to install one."""
-    for name in PACKAGES:
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise EngineError("TensorRT is not installed: on a Jetson it is part of JetPack (apt install python3-libnvinfer); "
-                      "elsewhere pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings")
-
-
-def package_name(trt: ModuleType) -> str:
-    return "tensorrt_rtx" if "rtx" in trt.__name__ else "tensorrt"
-
-
-def gpu_target() -> str | None:
-    """Compute capability of the first GPU as "sm110", or None without a GPU; asks the driver, not a package."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    if cuda.cuInit(0):
-        return None
-    values = [ctypes.c_int(), ctypes.c_int()]
-    for value, attribute in zip(values, (75, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
-            return None
-    return f"sm{values[0].value}{values[1].value}"
 
 
 def check_target(trt: ModuleType, target: str | None) -> str:
@@ -74,20 +42,6 @@ def check_target(trt: ModuleType, target: str | None) -> str:
         raise EngineError(f"TensorRT-RTX {trt.__version__} cannot build for {target} (only {', '.join(known)}): "
                           f"run this command with TensorRT on the {target} machine")
     return target
-
-
-def make_logger(trt: ModuleType) -> "trt.ILogger":
-    """Collects TensorRT's errors in `.errors`; warnings are about details that the user cannot change."""
-    class Logger(trt.ILogger):
-        def __init__(self):
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: "trt.ILogger.Severity", message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Logger()
 
 
 def make_progress(trt: ModuleType) -> "trt.IProgressMonitor":

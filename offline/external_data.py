@@ -1,5 +1,8 @@
 """Weights of an ONNX graph in one file beside it: written one part at a time, read back one tensor or slice at a time."""
-from collections.abc import Iterable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +20,28 @@ ONNX_TYPE = {
     np.dtype(ml_dtypes.float8_e4m3fn): TensorProto.FLOAT8E4M3FN,
 }
 NUMPY_TYPE = {v: k for k, v in ONNX_TYPE.items()}
+
+
+def in_parallel(part: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """part(0), part(1), ... part(count - 1) in this order, computed on all cores: parts for `ExternalData.add`.
+
+    At most two parts per core are under way or waiting, so memory stays bounded however slow the disk is. Threads are
+    enough, as numpy releases the interpreter's lock while it computes, reads and writes. What `part` raises is raised
+    here; parts that have not begun by then never do.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:
+        ahead = deque()
+        try:
+            for i in range(count):
+                ahead.append(pool.submit(part, i))
+                if len(ahead) == 2 * cores:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 class ExternalData:
@@ -83,13 +108,15 @@ class StoredGraph:
             offset += index * int(np.prod(shape)) * dtype.itemsize
         return np.fromfile(self.directory / where["location"], dtype, int(np.prod(shape)), offset=offset).reshape(shape)
 
-    def read(self, name: str, index: int | None = None) -> np.ndarray:
-        """The value of `name` for a CPU: float16 as float32, NVFP4 decoded to float32."""
+    def read(self, name: str, index: int | None = None, dtype: np.dtype = np.float32) -> np.ndarray:
+        """`name`, or its slice `index` of the first axis: NVFP4 decoded to `dtype`, float16 and float32 converted to it,
+        all else as stored. `dtype` is float32 or float16; float16 is the float32 value, rounded once.
+        """
         if name not in self.nvfp4:
             array = self.raw(name, index)
-            return array.astype(np.float32) if array.dtype == np.float16 else array
+            return array.astype(dtype, copy=False) if array.dtype in (np.float16, np.float32) else array
         codes, scale, scale_2 = self.nvfp4[name]
         last = self.raw(scale_2)  # [] for a matrix, [E] for a stack
-        if last.ndim:
-            last = last.reshape(-1, *[1] * (len(self.shape(name)) - 1)) if index is None else last[index]
-        return nvfp4.decode(self.raw(codes, index), self.raw(scale, index), last)
+        if last.ndim and index is None:
+            return np.stack([self.read(name, e, dtype) for e in range(len(last))])
+        return nvfp4.decode(self.raw(codes, index), self.raw(scale, index), last if index is None else last[index], dtype)

@@ -1,37 +1,36 @@
 """Lower an exported float16 graph to the operators that are fast in ONNX Runtime on an NVIDIA GPU.
 
   q, k, v -> norm -> rotary -> CachedAttention   GroupQueryAttention with packed q|k|v, per-head norm and rotary inside
-  the CodePredictor's Attention                  the same: see lower_cuda_predictor.py
   Gemm on NVFP4 weights                          MatMulBlockQuantizedFp4Weight, ModelOpt's tensors as they are
-  MoE                                            QMoE for one row (NVFP4, repacked along the output axis), else MoE in 16 bit
+  MoE                                            MoE on 16-bit weights, NVFP4 decoded exactly
   Add -> RMSNormalization                        SkipSimplifiedLayerNormalization
   gate, up                                       one matrix product, split afterwards
 
-A decoder becomes two graphs over one KV cache, because one row and many rows want different kernels: `model.onnx` for one
-row, whose sizes are all constant so that it replays as a CUDA graph, and `prefill.onnx` for any number.
+A decoder's graph is for many rows (prefill). One row at a time, and the CodePredictor, are kernels of our own
+(omni_ros/engines/decode.cu), which read the exported weights as they are: see `write_decode_weights`.
 """
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offline.external_data import NUMPY_TYPE, ExternalData, StoredGraph
+from offline.external_data import NUMPY_TYPE, ExternalData, StoredGraph, in_parallel
 from offline.graphs.builder import DOMAIN
+from offline.nvfp4 import BLOCK
+from omni_ros.errors import CheckpointError
 
 OPSET = 23
 MICROSOFT = "com.microsoft"
-QMOE_MIN_INNER = 512  # on an H200, one row through the Talker's experts (inner 384) takes QMoE 112 us and MoE 42 us
+HEAD = 32  # decode.cu gives each lane of a warp the same number of a head's channels
 
 
 class CudaLowering:
-    """One graph on its way from `source` to `target`; `phase` is "decode" (one row), "prefill" or "" (not a decoder)."""
+    """One graph on its way from `source` to `target`; `capacity` is a decoder's, 0 for other graphs."""
 
-    step_attention = ""  # the operator that `one_step` replaces, in graphs that unroll their steps
-
-    def __init__(self, source: Path, target: Path, phase: str, capacity: int):
-        self.stored, self.target = StoredGraph(source), target
-        self.phase, self.capacity = phase, capacity
+    def __init__(self, source: Path, target: Path, capacity: int):
+        self.stored, self.target, self.capacity = StoredGraph(source), target, capacity
         self.graph = self.stored.model.graph
         self.producer = {o: n for n in self.graph.node for o in n.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -41,8 +40,7 @@ class CudaLowering:
         self.initializers: dict[str, TensorProto] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.done: set[str] = set()  # outputs whose nodes a fusion has replaced
-        self.name = "prefill" if phase == "prefill" else "model"
-        self.data = ExternalData(target, f"{self.name}.onnx.data")
+        self.data = ExternalData(target)
 
     # ---- weights ----------------------------------------------------------------------------------------------------
     def add(self, name: str, value: np.ndarray) -> str:
@@ -126,11 +124,6 @@ class CudaLowering:
 
     def row_inputs(self) -> None:
         """last_row int32 [1] = past_length + S - 1 on the device; total_rows int32 [] on the host; row_ids int64 [1, S]."""
-        if self.phase == "decode":  # constants, so that nothing is copied to the host while a CUDA graph is captured
-            self.node("Cast", ["past_length"], ["last_row"], to=TensorProto.INT32)
-            self.const("total_rows", np.array(self.capacity, np.int32))
-            self.const("row_ids", np.zeros((1, 1), np.int64))
-            return
         zero, one = self.const("axis_0", np.array([0])), self.const("one", np.array([1]))
         self.node("Shape", ["inputs_embeds"], ["new_rows"], start=0, end=1)
         self.node("Add", ["past_length", "new_rows"], ["total_rows_i64"])
@@ -147,40 +140,17 @@ class CudaLowering:
         logits = self.producer[logits].input[0] if self.producer[logits].op_type == "Cast" else logits
         a = {a.name: a.i for a in node.attribute}
         experts, inner, hidden = self.stored.shape(gate)
-        attributes = dict(k=a["top_k"], normalize_routing_weights=a["normalize"], activation_type="swiglu",
-                          swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0)
         fused = gate.replace("gate_proj", "gate_up_proj")
-        if gate not in self.stored.nvfp4 or self.phase == "prefill" or inner < QMOE_MIN_INNER:
-            if fused not in self.initializers:
-                self.initializers[fused] = self.data.add(fused, np.float16, [experts, 2 * inner, hidden], (
-                    np.stack([self.stored.read(gate, e), self.stored.read(up, e)], 1).astype(np.float16) for e in range(experts)))
-                self.initializers[down] = self.data.add(down, np.float16, [experts, hidden, inner], (
-                    self.stored.read(down, e).astype(np.float16) for e in range(experts)))
-            self.node("MoE", [x, logits, fused, "", down], list(node.output), MICROSOFT, **attributes)
-            return
-        inputs = []
-        for name, sources in ((fused, [gate, up]), (down, [down])):
-            triples = [self.stored.nvfp4[s] for s in sources]
-            rows, width = inner * len(sources) if name == fused else hidden, hidden if name == fused else inner
 
-            def interleaved(which: int, e: int, triples=triples, rows=rows) -> np.ndarray:  # rows alternate gate, up
-                parts = [self.stored.raw(t[which], e) for t in triples]
-                return np.stack(parts, 1).reshape(rows, -1)
+        def interleaved(e: int) -> np.ndarray:  # rows alternate gate, up
+            return np.stack([self.stored.read(gate, e, np.float16), self.stored.read(up, e, np.float16)], 1)
 
-            scale_2 = [self.stored.raw(t[2]) for t in triples]
-            if len(scale_2) == 2 and not np.array_equal(*scale_2):
-                raise ValueError(f"{name}: gate and up must share their global scale, as ModelOpt exports them")
-            self.initializers[f"{name}.codes"] = self.data.add(f"{name}.codes", np.uint8, [experts, width, rows // 2], (
-                pack_along_outputs(interleaved(0, e)) for e in range(experts)))
-            scale = self.data.add(f"{name}.scale", np.uint8, [experts, rows, width // 16], (
-                interleaved(1, e).view(np.uint8) for e in range(experts)))
-            scale.data_type = TensorProto.FLOAT8E4M3FN
-            self.initializers[f"{name}.scale"] = scale
-            self.add(f"{name}.scale_2", scale_2[0].astype(np.float32))
-            inputs.append((f"{name}.codes", f"{name}.scale", f"{name}.scale_2"))
-        (w1, s1, g1), (w2, s2, g2) = inputs
-        self.node("QMoE", [x, logits, w1, s1, "", w2, s2, "", "", "", "", "", "", "", "", g1, g2], list(node.output), MICROSOFT,
-                  quant_type="nvfp4", expert_weight_bits=4, block_size=16, **attributes)
+        for name, shape, part in ((fused, [2 * inner, hidden], interleaved),
+                                  (down, [hidden, inner], lambda e: self.stored.read(down, e, np.float16))):
+            self.initializers[name] = self.data.add(name, np.float16, [experts, *shape], in_parallel(part, experts))
+        self.node("MoE", [x, logits, fused, "", down], list(node.output), MICROSOFT, k=a["top_k"],
+                  normalize_routing_weights=a["normalize"], activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0,
+                  activation_beta=0.0)
 
     def norm(self, node: onnx.NodeProto) -> None:
         """RMSNormalization, together with the residual Add before it where there is one."""
@@ -212,7 +182,7 @@ class CudaLowering:
     def fused_away(self) -> None:
         """Mark what attention() and swiglu() recompute from the layer's input."""
         for node in self.graph.node:
-            if node.op_type in ("CachedAttention", self.step_attention):
+            if node.op_type == "CachedAttention":
                 for value in node.input[:3]:
                     self.mark_until_gemm(value)
             elif self.is_swiglu(node):
@@ -231,7 +201,7 @@ class CudaLowering:
     def run(self, dimensions: dict[str, int]) -> None:
         self.pending_add = ""
         self.fused_away()
-        if self.phase:
+        if self.capacity:
             self.row_inputs()
         for node in self.graph.node:
             output = node.output[0]
@@ -241,8 +211,6 @@ class CudaLowering:
                 self.cached_attention(node)
             elif node.op_type == "MoE" and node.domain == DOMAIN:
                 self.moe(node)
-            elif node.op_type == self.step_attention:
-                self.one_step(node)
             elif node.op_type == "Gemm" and node.input[1] in self.stored:
                 bias = node.input[2] if len(node.input) > 2 else ""
                 if node.input[1] in self.stored.nvfp4:
@@ -277,9 +245,7 @@ class CudaLowering:
         self.data.close()
         for value in [*self.graph.input, *self.graph.output]:
             for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param == "S" and self.phase == "decode":
-                    dim.dim_value = 1
-                elif dim.dim_param in dimensions:
+                if dim.dim_param in dimensions:
                     dim.dim_value = dimensions[dim.dim_param]
         model = self.stored.model
         del self.graph.node[:], self.graph.initializer[:], model.functions[:], model.opset_import[:]
@@ -287,10 +253,20 @@ class CudaLowering:
         self.graph.node.extend(nodes)
         self.graph.initializer.extend(t for name, t in self.initializers.items() if name in used)
         model.opset_import.extend([helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)])
-        onnx.save(model, self.target / f"{self.name}.onnx")
+        onnx.save(model, self.target / "model.onnx")
 
 
-def pack_along_outputs(packed: np.ndarray) -> np.ndarray:
-    """uint8 [N, K/2], two inputs per byte -> uint8 [K, N/2], two outputs per byte: the same codes as QMoE wants them."""
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1).T  # [K, N]
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+def write_decode_weights(source: Path, target: Path) -> None:
+    """decode.data, every weight of an exported graph as it is stored, and decode.json, which says where each one lies."""
+    stored, data, table = StoredGraph(source), ExternalData(target, "decode.data"), {}
+    for name, tensor in stored.tensors.items():
+        if name.startswith("const_"):
+            continue
+        raw = stored.raw(name)
+        multiple = 1 if name.endswith(("_scale", "_scale_2")) else HEAD if name.endswith("q_norm.weight") else BLOCK
+        if raw.shape and tensor.dims[-1] % multiple:
+            raise CheckpointError(f"{source}: {name} is {list(tensor.dims)}; GPU kernels take rows of a multiple of {multiple}")
+        where = {e.key: e.value for e in data.add(name, raw.dtype, raw.shape, [raw]).external_data}
+        table[name] = {"offset": int(where["offset"]), "shape": list(tensor.dims)}
+    data.close()
+    (target / "decode.json").write_text(json.dumps(table))

@@ -3,15 +3,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tensorrt_on_cpu import simulated_gpu
 
+from offline import build_engines
 from offline.checkpoint import Checkpoint, write_safetensors
 from offline.make_checkpoint import make_checkpoint
+from omni_ros.engines import cuda_device, tensorrt_package
+from omni_ros.errors import EngineError
+from omni_ros.pipeline.pipeline import Pipeline
 
 os.environ.setdefault("ROS_PYTHON_CHECK_FIELDS", "1")  # before rclpy: without it a typo in a message field passes
 ROOT = Path(__file__).parent.parent
+BACKENDS = ("onnxruntime", "tensorrt_on_cpu", "tensorrt")  # the second on a simulated GPU, the third where there is a real one
 # Three models that differ in every dimension a graph could have hard-wired. "plain" never ends by itself, so tests know
 # how long it speaks; the seeds of the others were chosen so that some replies and some speech do, early and late.
 CHECKPOINTS = {
@@ -78,6 +85,53 @@ def engine_dirs(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathF
         run("offline.export_onnx", checkpoint, root / f"{name}-onnx", "--dtype", "float32")
         run("offline.build_engines", root / f"{name}-onnx", root / name, "--backend", "onnxruntime")
     return {name: root / name for name in checkpoints}
+
+
+@pytest.fixture(scope="session")
+def tensorrt_dirs(engine_dirs: dict[str, Path]) -> dict[str, Path]:
+    """Name -> folder of the same six engines, built by the simulated TensorRT for the simulated GPU."""
+    made = {name: directory.with_name(f"{name}-tensorrt") for name, directory in engine_dirs.items()}
+    with simulated_gpu():
+        for name, directory in made.items():
+            onnx = engine_dirs[name].with_name(f"{name}-onnx")
+            assert build_engines.main([str(onnx), str(directory), "--backend", "tensorrt"]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def open_pipeline(engine_dirs: dict[str, Path], tensorrt_dirs: dict[str, Path]) -> Iterator[Callable[[str, str], Pipeline]]:
+    """(name, one of BACKENDS) -> the pipeline of that checkpoint on that backend, open as long as the module's tests run."""
+    opened: dict[tuple[str, str], Pipeline] = {}
+
+    def open_it(name: str, backend: str) -> Pipeline:
+        if (name, backend) not in opened:
+            if backend == "tensorrt_on_cpu":
+                with simulated_gpu():
+                    opened[name, backend] = Pipeline.open(tensorrt_dirs[name])
+            else:
+                folder = engine_dirs[name] if backend == "onnxruntime" else build_for_this_gpu(engine_dirs[name])
+                opened[name, backend] = Pipeline.open(folder, threads=1)
+        return opened[name, backend]
+
+    yield open_it
+    for pipeline in opened.values():
+        pipeline.close()
+
+
+def build_for_this_gpu(onnxruntime_engines: Path) -> Path:
+    """The same six engines for TensorRT and the GPU here; skips the test that asks when something is missing."""
+    target = tensorrt_package.gpu_target()
+    if target is None:
+        pytest.skip("TensorRT on a real GPU: there is no NVIDIA GPU here")
+    try:
+        tensorrt_package.import_tensorrt()
+        cuda_device.import_cuda()
+    except EngineError as e:
+        pytest.skip(f"TensorRT on a real GPU: {e}")
+    onnx, engines = (onnxruntime_engines.with_name(f"{onnxruntime_engines.name}-{kind}") for kind in ("onnx", target))
+    if not engines.exists():
+        run("offline.build_engines", onnx, engines, "--backend", "tensorrt", "--target", target)
+    return engines
 
 
 @pytest.fixture(scope="session", params=CHECKPOINTS)

@@ -19,6 +19,8 @@ from offline.external_data import StoredGraph
 from offline.graphs.builder import GraphBuilder
 from offline.graphs.decoder import Decoder, DecoderConfig
 from offline.lower_tensorrt import Lowering
+from omni_ros.engines import tensorrt_package
+from omni_ros.engines.tensorrt_package import import_tensorrt, make_logger, package_name
 from omni_ros.errors import EngineError
 
 ORT_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -30,14 +32,14 @@ OLD_PARSER = lambda op: op not in ("Attention", "RotaryEmbedding", "RMSNormaliza
 @pytest.fixture(scope="module")
 def trt() -> ModuleType:
     try:
-        return build_tensorrt.import_tensorrt()
+        return import_tensorrt()
     except EngineError as e:
         pytest.skip(str(e))
 
 
 @pytest.fixture(scope="module")
 def rtx(trt: ModuleType) -> ModuleType:
-    if build_tensorrt.package_name(trt) != "tensorrt_rtx":
+    if package_name(trt) != "tensorrt_rtx":
         pytest.skip("only TensorRT-RTX builds for a GPU that is not here")
     return trt
 
@@ -290,7 +292,7 @@ def test_thor_gets_moe_layers(trt, exported, tmp_path, engine, weights, form, mo
     source = exported[weights] / engine / "llm"
     lowering = build_tensorrt.lower(trt, source, tmp_path, "sm110", capacity=600)
     assert lowering.moe_form == form
-    logger = build_tensorrt.make_logger(trt)
+    logger = make_logger(trt)
     builder = trt.Builder(logger)
     network, parser = build_tensorrt.parse(trt, builder, logger, lowering)
     layers = list(map(network.get_layer, range(network.num_layers)))
@@ -353,9 +355,9 @@ def test_errors_say_what_to_do(rtx, exported, tmp_path, monkeypatch) -> None:
         build_tensorrt.check_target(rtx, None)
     with pytest.raises(EngineError, match="cannot build for sm110 .*on the sm110 machine"):
         build_tensorrt.check_target(rtx, "sm110")
-    monkeypatch.setattr(build_tensorrt, "PACKAGES", ("no_such_tensorrt",))
+    monkeypatch.setattr(tensorrt_package, "PACKAGES", ("no_such_tensorrt",))
     with pytest.raises(EngineError, match="JetPack"):
-        build_tensorrt.import_tensorrt()
+        import_tensorrt()
     source = tmp_path / "source"
     shutil.copytree(exported["float16"] / "multimodal" / "audio", source)
     model = onnx.load(source / "model.onnx", load_external_data=False)
@@ -388,7 +390,7 @@ def test_bandwidth_counts_what_a_step_reads(checkpoints, exported) -> None:
 
 
 def test_dry_run_needs_no_tensorrt(exported, monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr(build_tensorrt, "PACKAGES", ())
+    monkeypatch.setattr(tensorrt_package, "PACKAGES", ())
     assert build_engines.main([str(exported["float16"]), str(tmp_path / "none"), "--backend", "tensorrt", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     step = {name: bandwidth.traffic(StoredGraph(exported["float16"] / folder)) for name, folder in build_engines.ENGINES.items()}

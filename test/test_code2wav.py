@@ -1,5 +1,6 @@
 """Code2Wav, streamed in any chunking, against transformers' decode of all frames at once."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,42 @@ def test_errors_name_the_fault_and_leave_the_waveform_intact(real_rates):
     np.testing.assert_allclose(np.concatenate(parts), real_rates.wave, rtol=0, atol=TOLERANCE)
     with pytest.raises(KVCacheFullError, match=str(CAPACITY)):
         v.decode(codes[:, :CAPACITY - codes.shape[1] + 1])
+
+
+def limited(case: Case, directory: Path, frames: int) -> tuple[Code2Wav, list[int]]:
+    """Its engine with `max_run_frames` in config.json, as TensorRT engines have it, and the frames of each run so far."""
+    shutil.copytree(case.vocoder.engine.directory, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["limits"]["max_run_frames"] = frames
+    (directory / "config.json").write_text(json.dumps(config))
+    engine = open_engine(directory, threads=1)
+    runs, run = [], engine.run
+    engine.run = lambda inputs: runs.append(inputs["codes"].shape[1]) or run(inputs)
+    return Code2Wav(engine), runs
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_an_engine_of_short_runs_makes_the_same_waveform(case, tmp_path, most):
+    vocoder, runs = limited(case, tmp_path / "engine", most)
+    frames = case.codes.shape[1]
+    for chunks in ([frames], [1, frames - 1], [most + 1, most, frames - 2 * most - 1]):
+        vocoder.reset()
+        runs.clear()
+        wave = np.concatenate([vocoder.decode(c) for c in np.split(case.codes, np.cumsum(chunks)[:-1], axis=1)])
+        assert wave.dtype == np.float32 and wave.shape == case.wave.shape
+        np.testing.assert_allclose(wave, case.wave, rtol=0, atol=TOLERANCE)
+        assert runs == [n for chunk in chunks for n in [most] * (chunk // most) + [chunk % most] * (chunk % most > 0)]
+
+
+def test_speech_too_long_for_several_runs_is_refused_before_the_first(real_rates, tmp_path):
+    vocoder, runs = limited(real_rates, tmp_path / "engine", 100)
+    codes = real_rates.codes
+    parts = [vocoder.decode(codes[:, :4])]
+    with pytest.raises(KVCacheFullError, match=rf"4 \+ 207 .*\({CAPACITY}\).*--maxCodeLen"):
+        vocoder.decode(np.tile(codes, 2)[:, :CAPACITY - 3])  # two runs of 100 would fit, the last one not
+    assert runs == [4]
+    parts.append(vocoder.decode(codes[:, 4:]))
+    np.testing.assert_allclose(np.concatenate(parts), real_rates.wave, rtol=0, atol=TOLERANCE)
 
 
 def test_float16_graph_is_well_typed_and_close(case):

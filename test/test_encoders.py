@@ -1,6 +1,7 @@
 """Audio and vision encoders against transformers' classes, for several dims, seeds and shapes."""
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,24 @@ def test_vision_frames_beyond_one_run(vision):
     limited = VisualEncoder(encoder.engine)
     limited.max_patches = 70  # two frames of 24 patches a run
     assert_vision_equal(oracle, limited, *patches_of(encoder, [[5, 4, 6], [1, 6, 6]]))
+
+
+@pytest.mark.parametrize(("limits", "most"), [
+    ({"max_frames": 1}, 1), ({"max_frames": 3}, 3), ({"max_frames": 3, "max_patches": 50}, 2)])
+def test_vision_engine_of_few_frames_a_run(vision, tmp_path, limits, most):
+    """`max_frames` in config.json, as TensorRT engines have it."""
+    oracle, encoder = vision
+    directory = tmp_path / "engine"
+    shutil.copytree(encoder.engine.directory, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["limits"].update(limits)
+    (directory / "config.json").write_text(json.dumps(config))
+    engine = open_engine(directory, threads=1)
+    frames, run = [], engine.run
+    engine.run = lambda inputs: frames.append(len(inputs["patches"])) or run(inputs)
+    assert_vision_equal(oracle, VisualEncoder(engine), *patches_of(encoder, [[1, 6, 8], [7, 4, 6], [2, 2, 2]]))
+    split = lambda t: [most] * (t // most) + [t % most] * (t % most > 0)  # noqa: E731
+    assert frames == [1, *split(7), *split(2)]
 
 
 def test_vision_half_precision(tmp_path):

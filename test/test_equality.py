@@ -2,6 +2,7 @@
 import numpy as np
 import oracle
 import pytest
+from conftest import BACKENDS
 from transformers import Qwen2VLImageProcessorPil
 
 from omni_ros.pipeline.pipeline import Pipeline
@@ -67,13 +68,12 @@ TURNS = {
     "three turns": [says("system", "hello world"), user(image(64, 80), text("what is this")), says("assistant", "hello"),
                     user(audio(1.1), text("and this")), says("assistant", "do you hear"), user(text("please describe"))],
 }
+TENSORRT_TURNS = ("text", "audio of 9.7 s", "everything", "three turns")  # each engine, every kind of run it has
 
 
-@pytest.fixture(scope="module")
-def pipeline(name, engine_dirs):
-    opened = Pipeline.open(engine_dirs[name], threads=1)
-    yield opened
-    opened.close()
+@pytest.fixture
+def pipeline(name, open_pipeline):
+    return open_pipeline(name, "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,10 @@ def fps_of(messages: list[dict]) -> float | None:
     return next((p["fps"] for p in parts if p["type"] == "video"), None)
 
 
-@pytest.mark.parametrize("turn", TURNS)
-def test_turn_equals_transformers(pipeline, reference, turn):
-    messages = TURNS[turn]
+@pytest.mark.parametrize("turn, backend", [(turn, backend) for backend in BACKENDS for turn in TURNS
+                                           if backend == "onnxruntime" or turn in TENSORRT_TURNS])
+def test_turn_equals_transformers(name, open_pipeline, reference, turn, backend):
+    messages, pipeline = TURNS[turn], open_pipeline(name, backend)
     expected = reference.generate(messages, max_generate_length=12, max_audio_length=20, fps=fps_of(messages))
     for streaming in (True, False):
         finished, pcm, streamed = play(pipeline, Request(messages, max_generate_length=12, max_audio_length=20,

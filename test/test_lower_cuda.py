@@ -10,11 +10,10 @@ import pytest
 from conftest import run
 from nvfp4_reference import split
 
-from offline import build_engines, lower_onnxruntime_cuda
+from offline import build_engines
 from offline.checkpoint import Checkpoint
 from offline.external_data import StoredGraph
-from offline.lower_onnxruntime_cuda import pack_along_outputs
-from offline.nvfp4 import decode, encode
+from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines.engine import open_engine
 from omni_ros.errors import EngineError
 
@@ -26,49 +25,27 @@ def built(checkpoints, tmp_path_factory) -> Path:
     for name, part in split(root, out).items():
         run("offline.export_onnx", part.directory, out / "onnx", "--components", name, "--dtype", "float16")
     run("offline.export_onnx", root.directory, out / "onnx", "--skip-llm", "--dtype", "float16")
-    run("offline.build_engines", out / "onnx", out / "as_built", "--device", "cuda")
-    with pytest.MonkeyPatch.context() as patch:  # these experts are as narrow as the Talker's: let them be QMoE all the same
-        patch.setattr(lower_onnxruntime_cuda, "QMOE_MIN_INNER", 0)
-        assert build_engines.main([str(out / "onnx"), str(out / "engines"), "--device", "cuda"]) == 0
+    run("offline.build_engines", out / "onnx", out / "engines", "--device", "cuda")
     return out
 
 
 def graph(path: Path) -> onnx.GraphProto:
-    return onnx.load(path, load_external_data=False).graph
+    return onnx.load(path / "model.onnx", load_external_data=False).graph
 
 
-def test_decode_graphs_have_constant_sizes_and_fused_operators(built):
-    """What a CUDA graph needs, and that nothing was left to be computed twice."""
-    for name, layers, experts in (("thinker", 4, "QMoE"), ("talker", 3, "QMoE")):
-        decode_graph = graph(built / "engines" / name / "model.onnx")
-        dims = [d for v in [*decode_graph.input, *decode_graph.output] for d in v.type.tensor_type.shape.dim]
-        assert dims and all(d.HasField("dim_value") for d in dims)
-        ops = Counter(n.op_type for n in decode_graph.node)
-        assert ops["GroupQueryAttention"] == ops[experts] == layers
-        assert not {"RotaryEmbedding", "RMSNormalization", "Attention", "Range", "Shape"} & ops.keys()
-        prefill = Counter(n.op_type for n in graph(built / "engines" / name / "prefill.onnx").node)
-        assert prefill["GroupQueryAttention"] == prefill["MoE"] == layers and not prefill["QMoE"]
-    predictor = Counter(n.op_type for n in graph(built / "engines" / "code_predictor" / "model.onnx").node)
-    assert predictor["GroupQueryAttention"] == 15 * 2 and not predictor["Attention"]
-
-
-def test_narrow_experts_stay_16_bit(built):
-    ops = Counter(n.op_type for n in graph(built / "as_built" / "talker" / "model.onnx").node)
-    assert ops["MoE"] == 3 and not ops["QMoE"]
-
-
-def test_one_engine_two_graphs_one_cache(built):
-    config = json.loads((built / "engines" / "thinker" / "config.json").read_text())
-    assert config["device"] == "cuda" and config["cuda_graph"] and config["dtype"] == "float16"
-    names = [{v.name for v in [*g.input, *g.output]} for g in (
-        graph(built / "engines" / "thinker" / f"{n}.onnx") for n in ("model", "prefill"))]
-    assert names[0] == names[1] >= {s[side] for s in config["state"] for side in ("input", "output")}
+@pytest.mark.parametrize("name, layers, nvfp4", [("thinker", 4, 2), ("talker", 3, 0)])
+def test_decoder_graphs_have_fused_operators(built, name, layers, nvfp4):
+    """Nothing is left to be computed twice, and NVFP4 linears (of the Thinker's attention here) stay as they are."""
+    ops = Counter(n.op_type for n in graph(built / "engines" / name).node)
+    assert ops["GroupQueryAttention"] == ops["MoE"] == layers
+    assert ops["MatMulBlockQuantizedFp4Weight"] == nvfp4 * layers  # q|k|v and o
+    assert not {"RotaryEmbedding", "RMSNormalization", "Attention", "DequantizeLinear"} & ops.keys()
 
 
 def test_prefill_weights_are_the_decoded_ones(built):
-    """The 16-bit experts of the many-row graph are the NVFP4 values, gate and up rows in turn."""
+    """The graph's 16-bit experts are the NVFP4 values, gate and up rows in turn."""
     exported = StoredGraph(built / "onnx" / "thinker" / "llm")
-    lowered = onnx.load(built / "engines" / "thinker" / "prefill.onnx")
+    lowered = onnx.load(built / "engines" / "thinker" / "model.onnx")
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in lowered.graph.initializer}
     moe = next(n for n in exported.model.graph.node if n.op_type == "MoE")
     gate, up, down = moe.input[2:5]
@@ -78,13 +55,20 @@ def test_prefill_weights_are_the_decoded_ones(built):
     np.testing.assert_array_equal(stored[node.input[4]], exported.read(down).astype(np.float16))
 
 
-def test_repacking_keeps_every_code():
-    weight = np.random.default_rng(0).standard_normal((24, 64)).astype(np.float32)
-    packed, scale, scale_2 = encode(weight)
-    turned = pack_along_outputs(packed)  # [K, N/2]
-    assert turned.shape == (64, 12)
-    np.testing.assert_array_equal(pack_along_outputs(turned), packed)  # turning twice is turning back
-    np.testing.assert_array_equal(decode(pack_along_outputs(turned), scale, scale_2), decode(packed, scale, scale_2))
+@pytest.mark.parametrize("name, folder", [("thinker", "thinker/llm"), ("code_predictor", "multimodal/code_predictor")])
+def test_decode_weights_are_the_exported_bytes(built, name, folder):
+    exported, directory = StoredGraph(built / "onnx" / folder), built / "engines" / name
+    table, data = json.loads((directory / "decode.json").read_text()), (directory / "decode.data").read_bytes()
+    assert table.keys() == {t for t in exported.tensors if not t.startswith("const_")}
+    for tensor, entry in table.items():
+        raw = exported.raw(tensor)
+        assert data[entry["offset"]:entry["offset"] + raw.nbytes] == raw.tobytes(), tensor
+        assert entry["offset"] % 16 == 0, tensor  # kernels read 16 bytes at a time
+
+
+def test_the_code_predictor_needs_no_graph(built):
+    config = json.loads((built / "engines" / "code_predictor" / "config.json").read_text())
+    assert config["device"] == "cuda" and set(config["files"]) == {"decode.data", "decode.json"}
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this machine could load it")
@@ -97,3 +81,11 @@ def test_a_float32_export_is_refused(engine_dirs, tmp_path, capfd):
     onnx_dir = next(engine_dirs["plain"].parent.glob("plain-onnx"))
     assert build_engines.main([str(onnx_dir), str(tmp_path / "out"), "--device", "cuda"]) == 1
     assert "--dtype float16" in capfd.readouterr().err
+
+
+def test_a_head_size_that_the_kernels_cannot_take_is_refused(tmp_path, capfd):
+    odd = {"thinker_config": {"text_config": {"head_dim": 48}}}
+    make_checkpoint(tmp_path / "checkpoint", overrides=odd)
+    run("offline.export_onnx", tmp_path / "checkpoint", tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
+    assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
+    assert "multiple of 32" in capfd.readouterr().err

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 
 from omni_ros.errors import EngineError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
@@ -14,11 +15,9 @@ HELLO = [{"role": "user", "content": "what do you see and hear"}]
 SAMPLED = {"seed": 5, "max_generate_length": 24, "max_audio_length": 60}
 
 
-@pytest.fixture(scope="module")
-def pipeline(engine_dirs):
-    opened = Pipeline.open(engine_dirs["plain"], threads=1)
-    yield opened
-    opened.close()
+@pytest.fixture(params=BACKENDS)
+def pipeline(open_pipeline, request):
+    return open_pipeline("plain", request.param)
 
 
 def play(pipeline: Pipeline, **options) -> tuple[Finished, list]:

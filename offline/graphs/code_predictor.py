@@ -9,7 +9,7 @@ top-k 50, then top-p 0.8, then argmax(logit + noise). With Gumbel noise that is 
   last_hidden [1, H], code0_embed [1, H], noise float32 [15, k]
   codes int64 [15], embed_sum [1, H] (all 16 code embeddings summed: the audio half of the Talker's next input row)
 """
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ class CodePredictorConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    intermediate_size: int
     num_code_groups: int
     rms_norm_eps: float
     rope_theta: float
@@ -40,7 +41,7 @@ class CodePredictorConfig:
             config = cls(
                 vocab_size=c["vocab_size"], hidden_size=c["hidden_size"], num_layers=c["num_hidden_layers"],
                 num_heads=c["num_attention_heads"], num_kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"],
-                num_code_groups=c["num_code_groups"], rms_norm_eps=c["rms_norm_eps"],
+                intermediate_size=c["intermediate_size"], num_code_groups=c["num_code_groups"], rms_norm_eps=c["rms_norm_eps"],
                 rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else c["rope_theta"]))
         except KeyError as e:
             raise CheckpointError(f"config.json: talker_config.code_predictor_config lacks {e}") from e
@@ -124,4 +125,5 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
     g.output("codes", g.op("Concat", *codes, axis=0), [groups], np.int64)
     g.output("embed_sum", g.cast(total, np.float32), [1, c.hidden_size], np.float32)
     g.save({"engine": "code_predictor",
-            "model": {"num_code_groups": c.num_code_groups, "vocab_size": c.vocab_size, "noise_width": k}})
+            "model": {"num_code_groups": c.num_code_groups, "vocab_size": c.vocab_size, "noise_width": k},
+            "decoder": {**asdict(c), "shared_intermediate_size": c.intermediate_size, "top_p": TOP_P}})

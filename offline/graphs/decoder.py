@@ -10,7 +10,7 @@ Token embeddings are not in the graph: the pipeline feeds embedding rows, becaus
   Talker: last_hidden float32 [1, H] (after the final norm), what the CodePredictor starts from
   KV cache: state key_i, value_i [1, kv_heads, capacity, head_dim], in place
 """
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +169,7 @@ def export_thinker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, qua
                   "position_id_per_seconds": thinker["position_id_per_seconds"],
                   "spatial_merge_size": thinker["vision_config"]["spatial_merge_size"],
                   "n_window": thinker["audio_config"]["n_window"], **ids},
+        "decoder": {**asdict(c), "accept_hidden_layer": accept},
     })
 
 
@@ -193,6 +194,7 @@ def export_talker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quan
                   "thinker_hidden_size": talker["thinker_hidden_size"],
                   "position_id_per_seconds": talker["position_id_per_seconds"],
                   "num_code_groups": talker["num_code_groups"], "speaker_id": talker["speaker_id"], **codec_ids},
+        "decoder": asdict(c),
     })
 
 

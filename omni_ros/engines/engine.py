@@ -40,12 +40,18 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
     directory = Path(directory)
     config = read_config(directory)
     check_files(directory, config)
+    if config["engine"] == "code_predictor" and config.get("device") == "cuda":
+        from omni_ros.engines.cuda_code_predictor import CudaCodePredictor  # cuda-python, only when used
+        return CudaCodePredictor(directory, config)
     if config["backend"] == "onnxruntime" and config.get("device") == "cuda":
         from omni_ros.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine  # heavy import, only when used
         return OnnxRuntimeCudaEngine(directory, config, threads)
     if config["backend"] == "onnxruntime":
         from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine  # heavy import, only when used
         return OnnxRuntimeEngine(directory, config, threads)
+    if config["backend"] == "tensorrt":
+        from omni_ros.engines.tensorrt_engine import TensorRTEngine  # heavy import, only when used
+        return TensorRTEngine(directory, config)
     raise EngineError(f"{directory / 'config.json'}: backend {config['backend']!r} is not available here; "
                       "build the engines with --backend onnxruntime")
 

@@ -1,9 +1,9 @@
-"""ONNX Runtime on an NVIDIA GPU. State stays on the device; a decoder's single-row step replays as a CUDA graph.
+"""ONNX Runtime on an NVIDIA GPU. State stays on the device; a decoder's single-row step is a CUDA graph of our own kernels.
 
-Strategy: `model.onnx` has only constant sizes where the engine says so ("cuda_graph"), so its inputs and outputs are device
-buffers allocated once: a run copies the inputs that changed, launches one graph, and copies back what is asked for. A
-decoder's many-row runs go through `prefill.onnx`, which writes the same KV cache.
+A decoder's `model.onnx` takes any number of rows (prefill) and writes the KV cache that cuda_decoder.py goes on with.
 """
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,10 @@ from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, 
 from omni_ros.errors import EngineError, InputError
 
 DEVICE = "cuda"
+# HEURISTIC: an exhaustive search for every new length of speech would cost more than it gains
+PROVIDERS = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
+# Sizes that a new engine runs once: the first run of a size plans its convolutions, 50 ms in the middle of a reply.
+WARM_UP = {"frames": (1, 2, 4, 8, 16, 25), "S": (64,)}
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
@@ -23,69 +27,54 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             raise EngineError(f"{directory}: built for a GPU, but this ONNX Runtime has no CUDA provider; install "
                               "onnxruntime-gpu, or build the engines with --device cpu")
         ort.preload_dlls()
+        # Without it every MoE node times all its kernels at each new prompt length: seconds, in the middle of a turn.
+        os.environ.setdefault("ORT_FORCE_DETERMINISTIC_MOE", "1")
+        # The provider keeps handles per thread that take 100 ms to make, and a turn's stages are new threads.
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=config["engine"])
         self.directory, self.config, self.length = directory, config, 0
-        graph = {"enable_cuda_graph": "1"} if config["cuda_graph"] else {}
-        self.session = load_session(directory / "model.onnx", config["graph_sha256"], threads, _provider(graph))
-        self.prefill = None
-        if "prefill_sha256" in config:
-            self.prefill = load_session(directory / "prefill.onnx", config["prefill_sha256"], threads, _provider({}))
-        check_graph(self.prefill or self.session, config, directory)
+        self.session = load_session(directory / "model.onnx", config["graph_sha256"], threads, PROVIDERS)
+        check_graph(self.session, config, directory)
         position = config.get("position") or {}
         self.position_input, self.counts = position.get("input"), position.get("counts")
         self.axis, self.capacity = position.get("axis", 0), config["limits"].get("capacity")
-        self.inputs = {i["name"]: i for i in config["inputs"] if i["name"] != self.position_input}
+        self.inputs = {i["name"]: i["dtype"] for i in config["inputs"] if i["name"] != self.position_input}
         self.output_names = [o["name"] for o in config["outputs"]]
-        self.buffers = [_on_device(np.zeros(s["shape"], s["dtype"])) for s in config["state"]]
-        self.spares = [b if s["in_place"] else _on_device(np.zeros(s["shape"], s["dtype"]))
-                       for s, b in zip(config["state"], self.buffers)]
-        if config["cuda_graph"]:
-            self._bind_fixed()
+        self.buffers = [_on_device(s) for s in config["state"]]
+        self.spares = [b if s["in_place"] else _on_device(s) for s, b in zip(config["state"], self.buffers)]
+        self.decoder = None
+        if "decoder" in config:
+            from omni_ros.engines.cuda_decoder import CudaDecoder  # cuda-python, which other engines do without
 
-    def _bind_fixed(self) -> None:
-        """Allocate the one-row inputs and outputs and bind everything once; addresses must never change again."""
-        one = lambda shape: [1 if isinstance(d, str) else d for d in shape]  # noqa: E731
-        self.binding = self.session.io_binding()
-        self.fixed_in = {n: _on_device(np.zeros(one(i["shape"]), i["dtype"])) for n, i in self.inputs.items()}
-        self.fixed_out = {o["name"]: _on_device(np.zeros(one(o["shape"]), o["dtype"])) for o in self.config["outputs"]}
-        if self.position_input:
-            self.fixed_in[self.position_input] = _on_device(np.zeros(1, np.int64))
-        for name, value in self.fixed_in.items():
-            self.binding.bind_ortvalue_input(name, value)
-        for name, value in self.fixed_out.items():
-            self.binding.bind_ortvalue_output(name, value)
-        for state, buffer in zip(self.config["state"], self.buffers):
-            self.binding.bind_ortvalue_input(state["input"], buffer)
-            self.binding.bind_ortvalue_output(state["output"], buffer)
-        self.uploaded: dict[str, np.ndarray] = {}  # the arrays that the input buffers hold now
+            address = {s["input"]: b.data_ptr() for s, b in zip(config["state"], self.buffers)}
+            layers = range(config["decoder"]["num_layers"])
+            caches = [[address[f"past_{kind}_{i}"] for i in layers] for kind in ("key", "value")]
+            self.decoder = CudaDecoder(directory, config, *caches)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        symbols = {d for i in self.config["inputs"] for d in i["shape"] if isinstance(d, str)}
+        for size in WARM_UP.get(next(iter(symbols), ""), ()) if len(symbols) == 1 else ():
+            if size <= self.capacity:
+                self._run({i["name"]: np.zeros([size if isinstance(d, str) else d for d in i["shape"]], i["dtype"])
+                           for i in self.config["inputs"] if i["name"] != self.position_input})
+                self.reset()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if inputs.keys() != self.inputs.keys():
             raise InputError(f"{self.config['engine']} takes {sorted(self.inputs)}, got {sorted(inputs)}")
         rows = check_rows(self, inputs)
-        try:
-            if self.config["cuda_graph"] and rows <= 1:
-                outputs = self._replay(inputs)
-            else:
-                outputs = self._run(self.prefill or self.session, inputs)
-        except Exception as e:
-            shapes = {k: v.shape for k, v in inputs.items()}
-            raise EngineError(f"{self.config['engine']}: ONNX Runtime failed on inputs {shapes} ({e})") from e
+        step = self.decoder and rows == 1 and not ("deepstack" in inputs and inputs["deepstack"].any())
+        outputs = self._step(inputs) if step else self._run(inputs)
         self.length += rows
         return outputs
 
-    def _replay(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self.position_input:
-            self.fixed_in[self.position_input].update_inplace(np.array([self.length], np.int64))
-        for name, array in inputs.items():
-            if self.uploaded.get(name) is not array:  # constants, such as the text rows' deepstack, are sent once
-                self.fixed_in[name].update_inplace(np.ascontiguousarray(array, self.inputs[name]["dtype"]))
-                self.uploaded[name] = array
-        self.session.run_with_iobinding(self.binding)
-        return {name: value.numpy() for name, value in self.fixed_out.items()}
+    def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        logits, hidden = self.decoder.run(inputs["inputs_embeds"], inputs["position_ids"], self.length)
+        return {name: logits if name == "logits" else hidden for name in self.output_names}
 
-    def _run(self, session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        binding = session.io_binding()
-        bound = {n: np.ascontiguousarray(a, self.inputs[n]["dtype"]) for n, a in inputs.items()}
+    def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        binding = self.session.io_binding()
+        bound = {n: np.ascontiguousarray(a, self.inputs[n]) for n, a in inputs.items()}
         if self.position_input:
             bound[self.position_input] = np.array([self.length], np.int64)
         for name, array in bound.items():
@@ -95,16 +84,15 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         for state, buffer, spare in zip(self.config["state"], self.buffers, self.spares):
             binding.bind_ortvalue_input(state["input"], buffer)
             binding.bind_ortvalue_output(state["output"], spare)
-        session.run_with_iobinding(binding)
+        try:
+            self.thread.submit(self.session.run_with_iobinding, binding).result()
+        except Exception as e:
+            shapes = {k: v.shape for k, v in inputs.items()}
+            raise EngineError(f"{self.config['engine']}: ONNX Runtime failed on inputs {shapes} ({e})") from e
         self.buffers, self.spares = self.spares, self.buffers
         outputs = binding.get_outputs()
         return {name: outputs[i].numpy() for i, name in enumerate(self.output_names)}
 
 
-def _provider(options: dict[str, str]) -> list:
-    # HEURISTIC: an exhaustive search for every new length of speech would cost more than it gains
-    return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", **options}), "CPUExecutionProvider"]
-
-
-def _on_device(array: np.ndarray) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(array, DEVICE, 0)
+def _on_device(state: dict) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(state["shape"], state["dtype"]), DEVICE, 0)

@@ -2,7 +2,7 @@
 import numpy as np
 
 from omni_ros.engines.engine import Engine
-from omni_ros.errors import EngineError, InputError
+from omni_ros.errors import EngineError, InputError, KVCacheFullError
 
 
 class Code2Wav:
@@ -23,10 +23,14 @@ class Code2Wav:
         self.codebook_size: int = model["codebook_size"]
         self.samples_per_frame: int = model["samples_per_frame"]
         self.lookahead_samples: int = model["lookahead_samples"]
+        limits = engine.config["limits"]
+        self.capacity: int = limits["capacity"]
+        self.max_run_frames: int = limits.get("max_run_frames", self.capacity)  # TensorRT plans memory for the longest run
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """codes int64 [num_quantizers, frames >= 1], the frames that follow the last call's -> pcm float32 [samples].
 
+        More frames than one run of the engine takes are cut into several; the waveform is the same.
         Raises InputError for codes of the wrong shape or range, KVCacheFullError past the engine's longest speech;
         after either the waveform goes on as if the call had not been made.
         """
@@ -39,7 +43,12 @@ class Code2Wav:
             frame, quantizer = np.argwhere(outside.T)[0].tolist()
             raise InputError(f"codec frame {self.engine.length + frame}, quantizer {quantizer}: code "
                              f"{codes[quantizer, frame]} is outside the codebook, [0, {self.codebook_size})")
-        return self.engine.run({"codes": codes})["pcm"]
+        frames = codes.shape[1]
+        if self.engine.length + frames > self.capacity:  # before the first of several runs has changed the state
+            raise KVCacheFullError(f"code2wav: {self.engine.length} + {frames} codec frames do not fit the longest speech it "
+                                   f"was built for ({self.capacity}); build with a larger --maxCodeLen")
+        return np.concatenate([self.engine.run({"codes": codes[:, i:i + self.max_run_frames]})["pcm"]
+                               for i in range(0, frames, self.max_run_frames)])
 
     def reset(self) -> None:
         """Begin a new waveform."""

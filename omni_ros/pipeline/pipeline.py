@@ -50,10 +50,12 @@ class Pipeline:
 
         Raises EngineError naming the file when one is missing or damaged.
         """
-        # numpy is left with a few small products between engine calls; threads that BLAS would start for them stall the
-        # first sound for up to 60 ms beside the busy threads of the engines.
-        threadpool_limits(1, user_api="blas")
-        return cls({name: open_engine(Path(engine_dir) / name, threads) for name in ENGINES})
+        engines = {name: open_engine(Path(engine_dir) / name, threads) for name in ENGINES}
+        # numpy is left with a few products between engine calls. Beside the busy threads of engines on a CPU, threads that
+        # BLAS starts for them stall the first sound for up to 60 ms; beside engines on a GPU they are welcome.
+        on_cpu = engines["thinker"].config["backend"] == "onnxruntime" and engines["thinker"].config.get("device") != "cuda"
+        threadpool_limits(1 if on_cpu else 4, user_api="blas")
+        return cls(engines)
 
     @property
     def speakers(self) -> list[str]:

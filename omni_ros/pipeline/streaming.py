@@ -32,7 +32,7 @@ class Turn:
         self.request, self.builder, self.thinker, self.talker, self.code2wav = request, builder, thinker, talker, code2wav
         self.max_frames = code2wav.engine.config["limits"]["capacity"]
         self.cancelled = threading.Event()
-        self.tokens: Channel[int] = Channel(TOKEN_LEAD if request.streaming else request.max_generate_length)
+        self.texts: Channel[np.ndarray] = Channel(TOKEN_LEAD if request.streaming else request.max_generate_length)
         self.frames: Channel[np.ndarray] = Channel(min(request.max_audio_length, self.max_frames) + 1)
         self.events: Channel[Event] = Channel(EVENT_BACKLOG)
         self.error: BaseException | None = None
@@ -78,7 +78,7 @@ class Turn:
             self.cancelled.set()
         except BaseException as e:  # noqa: BLE001 - whatever a stage dies of belongs to the caller of run()
             self.error = self.error or e
-            for channel in (self.tokens, self.frames, self.prompt_ready, self.events):
+            for channel in (self.texts, self.frames, self.prompt_ready, self.events):
                 channel.abort()
 
     def _close_events(self, threads: list[threading.Thread]) -> None:
@@ -121,12 +121,13 @@ class Turn:
             if self.reason != "cancelled":
                 self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
         finally:
-            self.tokens.close()
+            self.texts.close()
             self.prompt_ready.close()
 
     def _speak(self, token: int) -> None:
+        """Hand a token on as the Talker's text row [1, H]: made here, because the Talker has less time to spare."""
         if self.request.audio_output:
-            self.tokens.put(token)
+            self.texts.put(self.talker.text([token]))
 
     def _say(self, text: str, token_ids: list[int]) -> None:
         self.text += text
@@ -145,8 +146,8 @@ class Turn:
         try:
             ready = self.prompt_ready.get()
             if not r.streaming:
-                self.tokens.wait_closed()
-            first = self.tokens.get()
+                self.texts.wait_closed()
+            first = self.texts.get()
             if ready is None or first is None:
                 return
             self.audio_reason = "cancelled"
@@ -172,16 +173,16 @@ class Turn:
                 logits = talker.step(embed_sum, self._next_text())
             self._mark("last_code_s")
         finally:
-            self.tokens.abandon()  # the Talker may end before the text does
+            self.texts.abandon()  # the Talker may end before the text does
             self.frames.close()
 
     def _next_text(self) -> np.ndarray:
         """The text row [1, H] of the next frame: a reply token, then tts_eos once, then tts_pad."""
         if self.text_ended:
             return self.talker.tts_pad
-        token = self.tokens.get()
-        if token is not None:
-            return self.talker.text([token])
+        text = self.texts.get()
+        if text is not None:
+            return text
         self.text_ended = True
         return self.talker.tts_eos
 

@@ -60,8 +60,11 @@ class Talker:
             raise PromptTooLongError(f"the Talker's prompt has {rows} rows, its engine was built for {self.max_input_len}; "
                                      "shorten the history or build with a larger --maxInputLen")
 
-    def prefill(self, prompt: Prompt, accept_hidden: np.ndarray, first_token: int, speaker_id: int) -> np.ndarray:
-        """accept_hidden [S, H_thinker] of the whole prompt. Returns the logits [V] of the first frame's code 0."""
+    def prefill(self, prompt: Prompt, accept_hidden: np.ndarray, first_text: np.ndarray, speaker_id: int) -> np.ndarray:
+        """accept_hidden [S, H_thinker] of the whole prompt, first_text [1, H] of the reply's first token.
+
+        Returns the logits [V] of the first frame's code 0.
+        """
         self.engine.reset()
         user_rows = np.flatnonzero(prompt.user_mask)
         is_media = (prompt.audio_mask | prompt.visual_mask)[user_rows]
@@ -73,7 +76,7 @@ class Talker:
         assistant = embeds[len(user_rows):]
         t, m = self.thinker_model, self.model
         assistant[:3] = self.text(prompt.ids[prompt.assistant_start:prompt.assistant_start + 3])
-        assistant[3:7], assistant[7], assistant[8] = self.tts_pad, self.tts_bos, self.text([first_token])
+        assistant[3:7], assistant[7], assistant[8] = self.tts_pad, self.tts_bos, first_text
         assistant[3:] += self.codec_embedding[[m["codec_nothink_id"], m["codec_think_bos_id"], m["codec_think_eos_id"],
                                                speaker_id, m["codec_pad_id"], m["codec_bos_id"]]]
         ids = np.concatenate([prompt.ids[user_rows], np.full(9, t["tts_pad_token_id"])])

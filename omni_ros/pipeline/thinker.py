@@ -14,14 +14,15 @@ class Thinker:
         self.model = engine.config["model"]
         self.embedding = Embedding(engine.directory / "embedding.safetensors")
         self.capacity = engine.config["limits"]["capacity"]
-        self.text_deepstack = np.zeros((self.model["num_deepstack"], 1, self.model["hidden_size"]), np.float32)
+        self.deepstack_dtype = next(i["dtype"] for i in engine.config["inputs"] if i["name"] == "deepstack")
+        self.text_deepstack = np.zeros((self.model["num_deepstack"], 1, self.model["hidden_size"]), self.deepstack_dtype)
         self.next_position = 0.0
 
     def prefill(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
         """Returns the logits [V] of the first reply token and accept_hidden [S, H] for the Talker's media rows."""
         self.engine.reset()
         embeds = self.embedding[prompt.ids]
-        deepstack = np.zeros((self.model["num_deepstack"], *embeds.shape), np.float32)
+        deepstack = np.zeros((self.model["num_deepstack"], *embeds.shape), self.deepstack_dtype)
         for mask, features in ((prompt.audio_mask, prompt.audio_features), (prompt.visual_mask, prompt.visual_features)):
             if mask.any():
                 embeds[mask] = features

@@ -10,7 +10,10 @@ from omni_ros.errors import InputError
 
 
 class VisualEncoder:
-    """Calls the visual engine on batches of frames of one size, so that cost is linear in the number of frames."""
+    """Calls the visual engine on batches of frames of one size, so that cost is linear in the number of frames.
+
+    `limits` of the engine: `max_patches` of a run, and `max_frames` if its memory was planned for that many (TensorRT: 1).
+    """
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -19,7 +22,8 @@ class VisualEncoder:
         axis_dim = model["head_dim"] // 2  # half the angles turn with the row, half with the column
         exponents = np.arange(0, axis_dim, 2, dtype=np.float32) / np.float32(axis_dim)
         self.frequencies = (1 / np.float32(model["rope_theta"]) ** exponents).astype(np.float32)
-        self.max_patches = engine.config["limits"]["max_patches"]
+        limits = engine.config["limits"]
+        self.max_patches, self.max_frames = limits["max_patches"], limits.get("max_frames")
 
     def __call__(self, patches: np.ndarray, grid_thw: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """patches float32 [sum(t*h*w), patch_width], grid_thw int64 [k, 3], one row per image or video.
@@ -33,7 +37,7 @@ class VisualEncoder:
         for (t, h, w), end in zip(grid_thw.tolist(), ends.tolist()):
             frames = patches[end - t * h * w:end].reshape(t, h * w, self.patch_width)
             indices, weights, angles = self._grid_inputs(h, w)
-            step = self.max_patches // (h * w)
+            step = min(self.max_patches // (h * w), self.max_frames or t)
             runs = []
             for i in range(0, t, step):
                 batch = frames[i:i + step]
