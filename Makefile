@@ -43,7 +43,7 @@ demo: .venv/.light
 # asks for another build of torch.
 .venv/.full: .venv/.light
 	@echo "installing torch and transformers into .venv (several minutes on a slow network)"
-	$(BIN)/python -m pip install -qq --editable ".[test,quantize,tensorrt]"
+	$(BIN)/python -m pip install -qq --editable ".[test,quantize,tensorrt,cuda]"
 	$(BIN)/python -m pip install -qq --no-deps torchvision==0.28.0
 	touch $@
 

@@ -13,6 +13,7 @@ setup(
     maintainer="omni_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[NAME, f"{NAME}.*", "offline", "offline.*"]),
+    package_data={NAME: ["engines/*.cu"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -40,6 +41,8 @@ setup(
         # builds engines without a GPU, and runs them on one; on a Jetson, TensorRT is part of JetPack, and cuda-bindings has
         # to be of JetPack's CUDA version (12 or 13)
         "tensorrt": ["tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116", "cuda-bindings>=13,<14"],
+        # `--device cuda`; and, in place of onnxruntime, onnxruntime-gpu, which pip cannot express (see README.md)
+        "cuda": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
         # transformers is the reference that the tests compare with
         "test": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'",
                  "transformers==5.20.2; python_version < '3.11'", "pytest>=8", "ruff>=0.15"],

@@ -60,7 +60,7 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
             if name != "code_predictor":
                 CudaLowering(source, directory, config["limits"]["capacity"] if "decoder" in config else 0).run(config["limits"])
             if "decoder" in config:
-                write_decode_weights(source, directory)
+                write_decode_weights(source, directory, config["decoder"])
             config["device"] = "cuda"
             _write_config(directory, config, "as exported", config["dtype"])
     return present

@@ -256,8 +256,19 @@ class CudaLowering:
         onnx.save(model, self.target / "model.onnx")
 
 
-def write_decode_weights(source: Path, target: Path) -> None:
-    """decode.data, every weight of an exported graph as it is stored, and decode.json, which says where each one lies."""
+def write_decode_weights(source: Path, target: Path, shape: dict) -> None:
+    """decode.data, every weight of an exported graph as it is stored, and decode.json, which says where each one lies.
+
+    `shape` is config.json's "decoder". Raises CheckpointError for a model that the kernels of decode.cu cannot take.
+    """
+    widest = max(shape["hidden_size"], shape["num_heads"] * shape["head_dim"])
+    inner = shape.get("top_k", 0) * shape.get("moe_intermediate_size", 0) + shape["shared_intermediate_size"]
+    group = shape["num_heads"] // shape["num_kv_heads"]
+    for name, value, largest in (("rows of", widest, 4096), ("experts", shape.get("num_experts", 0), 256),
+                                 ("experts per token", shape.get("top_k", 0), 15), ("inner values per token", inner, 9830),
+                                 ("query heads per key head", group, shape["head_dim"] // 8)):
+        if value > largest:
+            raise CheckpointError(f"{source}: {name} {value}; GPU kernels take at most {largest} (--device cpu has no such limit)")
     stored, data, table = StoredGraph(source), ExternalData(target, "decode.data"), {}
     for name, tensor in stored.tensors.items():
         if name.startswith("const_"):

@@ -1,4 +1,6 @@
 """decode.cu: the kernels that decode on an NVIDIA GPU, run here on the CPU, against ONNX Runtime on the same export."""
+import json
+import shutil
 from enum import IntEnum
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from offline.checkpoint import Checkpoint
 from omni_ros.engines import cuda_code_predictor, cuda_decoder, cuda_device
 from omni_ros.engines.cuda_kernels import SOURCE, compile_kernels
 from omni_ros.engines.engine import open_engine, read_config
+from omni_ros.errors import EngineError, InputError
 
 ROWS = 70  # more than two tiles of attention
 
@@ -90,7 +93,12 @@ def test_decode_step(built, gpu, name):
         likeness.append(min(cosine(logits, expected["logits"]), cosine(hidden, expected[hidden_name])))
     assert np.median(likeness) > 0.9999 and np.mean(np.array(likeness) > 0.9995) > 0.9, likeness
     assert gpu.calls["cudaMalloc"] == made and gpu.calls["cudaGraphLaunch"] == ROWS
+    with pytest.raises(InputError, match="one row"):
+        decoder.run(row[:, :-1], position, ROWS)
+    for cache in (a for addresses in caches for a in addresses):
+        gpu.free("device", cache)
     decoder.close()
+    assert not gpu.alive()
 
 
 def test_code_predictor(built, gpu):
@@ -108,6 +116,28 @@ def test_code_predictor(built, gpu):
             np.testing.assert_allclose(got["embed_sum"], expected["embed_sum"], atol=0.02)
     assert equal >= 5  # float32 sums in another order may flip a near tie
     assert gpu.calls["cudaGraphLaunch"] == 6
+
+
+def test_a_damaged_weight_table_leaves_nothing_allocated(built, gpu, tmp_path):
+    directory = tmp_path / "code_predictor"
+    shutil.copytree(built / "cuda" / "code_predictor", directory)
+    table = json.loads((directory / "decode.json").read_text())
+    del table["model.norm.weight"]
+    (directory / "decode.json").write_text(json.dumps(table))
+    with pytest.raises(EngineError, match="lacks model.norm.weight; build"):
+        cuda_code_predictor.CudaCodePredictor(directory, read_config(directory))
+    assert not gpu.alive()
+    (directory / "decode.json").write_text("{")
+    with pytest.raises(EngineError, match="decode.json: missing or damaged"):
+        cuda_code_predictor.CudaCodePredictor(directory, read_config(directory))
+    assert not gpu.alive()
+
+
+def test_a_gpu_that_is_too_small(built, gpu):
+    gpu.total = 1 << 18
+    with pytest.raises(EngineError, match="code_predictor: CUDA failed .*MemoryAllocation"):
+        open_engine(built / "cuda" / "code_predictor")
+    assert not gpu.alive()
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_90", "sm_110", "sm_120"])

@@ -89,3 +89,11 @@ def test_a_head_size_that_the_kernels_cannot_take_is_refused(tmp_path, capfd):
     run("offline.export_onnx", tmp_path / "checkpoint", tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
     assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
     assert "multiple of 32" in capfd.readouterr().err
+
+
+def test_a_model_beyond_the_kernels_is_refused(tmp_path, capfd):
+    wide = {"thinker_config": {"text_config": {"num_experts": 300}}}
+    make_checkpoint(tmp_path / "checkpoint", overrides=wide)
+    run("offline.export_onnx", tmp_path / "checkpoint", tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
+    assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
+    assert "experts 300; GPU kernels take at most 256" in capfd.readouterr().err

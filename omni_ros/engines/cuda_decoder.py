@@ -10,6 +10,7 @@ import numpy as np
 from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.engines.cuda_kernels import DeviceWeights, Kernels, float_bytes
 from omni_ros.engines.cuda_layers import Layers, Rotation
+from omni_ros.errors import InputError
 
 
 class CudaDecoder:
@@ -51,7 +52,11 @@ class CudaDecoder:
         """row [1, hidden], position [3, 1] -> logits float32 [1, V] and hidden float32 [1, hidden].
 
         hidden is the Thinker's accept_hidden, the Talker's last_hidden. Row `past` of the cache is written.
+        Raises InputError for other shapes.
         """
+        if row.shape != (1, self.hidden) or position.shape != (3, 1):
+            raise InputError(f"{self.device.name} takes inputs_embeds [1, {self.hidden}] and position_ids [3, 1] for one row, got "
+                             f"{list(row.shape)} and {list(position.shape)}")
         floats = self.pinned_in.view(np.float32)
         floats[:self.hidden], floats[self.hidden:self.turned] = row[0], self.rotation(position[:, 0])
         floats[-1:].view(np.int32)[0] = past

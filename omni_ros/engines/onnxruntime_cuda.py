@@ -27,7 +27,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             raise EngineError(f"{directory}: built for a GPU, but this ONNX Runtime has no CUDA provider; install "
                               "onnxruntime-gpu, or build the engines with --device cpu")
         ort.preload_dlls()
-        # Without it every MoE node times all its kernels at each new prompt length: seconds, in the middle of a turn.
+        # Otherwise a prompt of a new length costs a turn 0.1 s for cuDNN's plan of its attention, and seconds for MoE nodes
+        # that time all their kernels.
+        os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
         os.environ.setdefault("ORT_FORCE_DETERMINISTIC_MOE", "1")
         # The provider keeps handles per thread that take 100 ms to make, and a turn's stages are new threads.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=config["engine"])

@@ -1,0 +1,41 @@
+"""`--device cuda` on a real GPU: the same decisions as the CPU engines, fed alike, and whole turns."""
+import numpy as np
+import pytest
+from conftest import run
+
+from offline.compare import compare
+from omni_ros.engines.tensorrt_package import gpu_target
+from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.request import Request
+
+ort = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.skipif(
+    gpu_target() is None or "CUDAExecutionProvider" not in ort.get_available_providers(),
+    reason="needs an NVIDIA GPU and onnxruntime-gpu")
+REQUEST = {"messages": [{"role": "user", "content": "one two three four five"}], "max_generate_length": 24,
+           "max_audio_length": 24, "temperature": 0, "talker_temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def pipelines(checkpoints, tmp_path_factory) -> tuple[Pipeline, Pipeline]:
+    """On the CPU and on the GPU, from one float16 export."""
+    out = tmp_path_factory.mktemp("cuda")
+    run("offline.export_onnx", checkpoints["plain"], out / "onnx", "--dtype", "float16")
+    run("offline.export_onnx", checkpoints["plain"], out / "onnx", "--dtype", "float32", "--components", "code2wav")
+    for device in ("cpu", "cuda"):
+        run("offline.build_engines", out / "onnx", out / device, "--device", device)
+    return Pipeline.open(out / "cpu"), Pipeline.open(out / "cuda")
+
+
+def test_decisions_are_those_of_the_cpu(pipelines):
+    """Teacher-forced, so that one near tie does not change all that follows it."""
+    loss = compare(*pipelines, [Request(**REQUEST, streaming=False)])
+    assert loss["thinker"]["top1"] > 0.95 and loss["talker"]["top1"] > 0.95
+    assert loss["code_predictor"]["codes_1_to_15"] > 0.95
+
+
+def test_streaming_turns_equal_offline_ones(pipelines):
+    _, gpu = pipelines
+    offline, streamed = ([*gpu.generate(Request(**REQUEST, streaming=streaming))][-1] for streaming in (False, True))
+    assert offline.token_ids == streamed.token_ids
+    np.testing.assert_array_equal(offline.codes, streamed.codes)
