@@ -268,7 +268,7 @@ def write_decode_weights(source: Path, target: Path, shape: dict) -> None:
                                  ("experts per token", shape.get("top_k", 0), 15), ("inner values per token", inner, 9830),
                                  ("query heads per key head", group, shape["head_dim"] // 8)):
         if value > largest:
-            raise CheckpointError(f"{source}: {name} {value}; GPU kernels take at most {largest} (--device cpu has no such limit)")
+            raise CheckpointError(f"{source}: {name} {value}; GPU kernels take at most {largest}. Use --device cpu or TensorRT")
     stored, data, table = StoredGraph(source), ExternalData(target, "decode.data"), {}
     for name, tensor in stored.tensors.items():
         if name.startswith("const_"):

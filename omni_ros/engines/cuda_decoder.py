@@ -55,8 +55,8 @@ class CudaDecoder:
         Raises InputError for other shapes.
         """
         if row.shape != (1, self.hidden) or position.shape != (3, 1):
-            raise InputError(f"{self.device.name} takes inputs_embeds [1, {self.hidden}] and position_ids [3, 1] for one row, got "
-                             f"{list(row.shape)} and {list(position.shape)}")
+            raise InputError(f"{self.device.name} takes inputs_embeds [1, {self.hidden}] and position_ids [3, 1] for one row, "
+                             f"got {list(row.shape)} and {list(position.shape)}")
         floats = self.pinned_in.view(np.float32)
         floats[:self.hidden], floats[self.hidden:self.turned] = row[0], self.rotation(position[:, 0])
         floats[-1:].view(np.int32)[0] = past

@@ -40,7 +40,8 @@ class Turn:
         self.token_ids: list[int] = []
         self.text, self.text_ended = "", False
         self.codes: list[np.ndarray] = []
-        self.prompt_ready: Channel[tuple[Prompt, np.ndarray]] = Channel(1)
+        self.prompt_ready: Channel[Prompt] = Channel(1)
+        self.hidden_ready: Channel[np.ndarray] = Channel(1)
         self.metrics: dict[str, Any] = {}
         seed = np.random.SeedSequence(request.seed)
         self.thinker_rng, self.talker_rng, self.predictor_rng = map(np.random.default_rng, seed.spawn(3))
@@ -78,7 +79,7 @@ class Turn:
             self.cancelled.set()
         except BaseException as e:  # noqa: BLE001 - whatever a stage dies of belongs to the caller of run()
             self.error = self.error or e
-            for channel in (self.texts, self.frames, self.prompt_ready, self.events):
+            for channel in (self.texts, self.frames, self.prompt_ready, self.hidden_ready, self.events):
                 channel.abort()
 
     def _close_events(self, threads: list[threading.Thread]) -> None:
@@ -93,11 +94,12 @@ class Turn:
             prompt = self.builder.build(r.messages)
             if r.audio_output:
                 self.talker.check(prompt)  # before any text is out
+            self.prompt_ready.put(prompt)
             self._mark("inputs_s")
             logits, accept_hidden = self.thinker.prefill(prompt)
             self._mark("prefill_s")
             self.metrics["prompt_tokens"] = len(prompt.ids)
-            self.prompt_ready.put((prompt, accept_hidden))
+            self.hidden_ready.put(accept_hidden)
             sampler = Sampler(m["vocab_size"], r.temperature, r.top_k, r.top_p, self.thinker_rng)
             stream = self.builder.tokenizer.stream()
             while not self.cancelled.is_set():
@@ -121,8 +123,8 @@ class Turn:
             if self.reason != "cancelled":
                 self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
         finally:
-            self.texts.close()
-            self.prompt_ready.close()
+            for channel in (self.texts, self.prompt_ready, self.hidden_ready):
+                channel.close()
 
     def _speak(self, token: int) -> None:
         """Hand a token on as the Talker's text row [1, H]: made here, because the Talker has less time to spare."""
@@ -144,17 +146,21 @@ class Turn:
     def talk(self) -> None:
         r, talker = self.request, self.talker
         try:
-            ready = self.prompt_ready.get()
+            prompt = self.prompt_ready.get()
+            if prompt is None:
+                return
+            user_text = talker.user_text(prompt)  # while the Thinker reads the prompt
+            accept_hidden = self.hidden_ready.get()
             if not r.streaming:
                 self.texts.wait_closed()
             first = self.texts.get()
-            if ready is None or first is None:
+            if accept_hidden is None or first is None:
                 return
             self.audio_reason = "cancelled"
             greedy = r.talker_temperature == 0
             sampler = talker.sampler(r.talker_temperature, r.talker_top_k, r.talker_top_p, r.repetition_penalty, self.talker_rng)
             limit = min(r.max_audio_length, self.max_frames)
-            logits = talker.prefill(*ready, first, self.speaker)
+            logits = talker.prefill(prompt, user_text, accept_hidden, first, self.speaker)
             while not self.cancelled.is_set():
                 code0 = sampler(logits)
                 if code0 == talker.eos:

@@ -60,8 +60,13 @@ class Talker:
             raise PromptTooLongError(f"the Talker's prompt has {rows} rows, its engine was built for {self.max_input_len}; "
                                      "shorten the history or build with a larger --maxInputLen")
 
-    def prefill(self, prompt: Prompt, accept_hidden: np.ndarray, first_text: np.ndarray, speaker_id: int) -> np.ndarray:
-        """accept_hidden [S, H_thinker] of the whole prompt, first_text [1, H] of the reply's first token.
+    def user_text(self, prompt: Prompt) -> np.ndarray:
+        """The text rows [n, H] of the user's tokens that are not media."""
+        return self.text(prompt.ids[prompt.user_mask & ~prompt.audio_mask & ~prompt.visual_mask])
+
+    def prefill(self, prompt: Prompt, user_text: np.ndarray, accept_hidden: np.ndarray, first_text: np.ndarray,
+                speaker_id: int) -> np.ndarray:
+        """user_text as above, accept_hidden [S, H_thinker] of the whole prompt, first_text [1, H] of the first reply token.
 
         Returns the logits [V] of the first frame's code 0.
         """
@@ -70,7 +75,7 @@ class Talker:
         is_media = (prompt.audio_mask | prompt.visual_mask)[user_rows]
         embeds = np.empty((len(user_rows) + 9, self.model["hidden_size"]), np.float32)
         user = embeds[:len(user_rows)]
-        user[~is_media] = self.text(prompt.ids[user_rows[~is_media]])
+        user[~is_media] = user_text
         if is_media.any():
             user[is_media] = self.hidden_projection(accept_hidden[user_rows[is_media]])
         assistant = embeds[len(user_rows):]
