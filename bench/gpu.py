@@ -5,7 +5,7 @@
     python -m bench.gpu --thinker-layers 4 --talker-layers 4     # a quick look
 
 Makes a checkpoint with random NVFP4 weights, exports and builds it (111 GB in --work at its fullest, 90 GB of engines stay),
-measures, prints a table and writes bench_gpu.json. Needs a GPU with 100 GB, onnxruntime-gpu and cuda-bindings; transformers
+measures, prints a table and writes bench_gpu.json. Needs a GPU with 120 GB, onnxruntime-gpu and cuda-bindings; transformers
 needs torch with CUDA. What fails is reported and the rest goes on; a missed goal is marked, not an error.
 """
 import argparse
@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 from bench import gpu_build, gpu_engines, gpu_transformers
 from bench.models import ROOT
 from bench.report import Part, Row, machine, text_table, to_json, to_markdown
+from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.engines.cuda_kernels import compile_kernels
-from omni_ros.engines.tensorrt_package import gpu_target
 from omni_ros.errors import EngineError, OmniError
 
 NAMES = ("engines", "transformers")
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text_table(parts))
     (output / "bench_gpu.json").write_text(to_json(parts, facts))
     if args.markdown:
-        command = f"python -m bench.gpu --markdown {args.markdown}"
+        command = f"python -m bench.gpu --work FOLDER --repetitions {args.repetitions} --markdown FILE"
         args.markdown.write_text(to_markdown(parts, facts, command, "Benchmarks on a GPU", INTRODUCTION))
     return 1 if failures else 0
 

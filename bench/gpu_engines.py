@@ -32,7 +32,7 @@ inside the GPU, its reads and writes counted / time of a step."""
 
 def stages(engine_dir: Path, traffic: dict[str, Traffic], repetitions: int) -> Iterator[tuple[str, Callable[[], Part]]]:
     """What to measure, in order, as (name, function). An engine that fails costs only what needs it."""
-    threadpool_limits(1, user_api="blas")  # as Pipeline.open does
+    threadpool_limits(4, user_api="blas")  # as Pipeline.open does beside a GPU
     bandwidth: list[float] = []  # bytes/s, once it is measured
     engines: dict[str, Engine] = {}
     yield "copy bandwidth", lambda: copy(bandwidth)

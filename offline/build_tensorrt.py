@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from offline.lower_tensorrt import Lowering
 from omni_ros import __version__
-from omni_ros.engines.tensorrt_package import gpu_target, make_logger, package_name
+from omni_ros.engines.cuda_device import gpu_target
+from omni_ros.engines.tensorrt_package import make_logger, package_name
 from omni_ros.errors import EngineError
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def build_plan(trt: ModuleType, lowering: Lowering, config: dict, target: str, t
     network, parser = parse(trt, builder, logger, lowering)
     options = builder.create_builder_config()
     options.progress_monitor = make_progress(trt)
+    options.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 products of 10-bit mantissas, as no CPU computes them
     host_inputs = [t.name for t in map(network.get_input, range(network.num_inputs)) if t.is_shape_tensor]
     for shapes in profiles(config).values():
         profile = builder.create_optimization_profile()

@@ -5,7 +5,8 @@
 REFERENCE answers the requests greedily; every input of its Thinker, Talker and CodePredictor is then given to OTHER's
 engines as well, so that one different token does not make all that follows different. The report has, for Thinker and
 Talker, how often the most likely token (or code 0) is the same, the mean KL divergence and cosine of their logits, and the
-mean cosine of what goes into every layer (engines built for a CPU show it); for the CodePredictor, how many codes agree.
+mean cosine of what goes into every layer (if both are ONNX Runtime's for a CPU, whose graphs can be made to show it); for
+the CodePredictor, how many codes agree.
 """
 import argparse
 import contextlib
@@ -48,7 +49,8 @@ def compare(reference: Pipeline, other: Pipeline, requests: list[Request]) -> di
         if name == "talker":  # ids that are never drawn say nothing
             ours, theirs = (np.delete(x, reference.talker.suppressed, axis=1) for x in (ours, theirs))
         report[name] = logits_distance(ours, theirs)
-        layers = sorted((k for k in pairs[0][0][0] if k.startswith("layer_")), key=lambda k: int(k[6:]))
+        shown = set.intersection(*(set(pairs[0][side][0]) for side in (0, 1)))
+        layers = sorted((k for k in shown if k.startswith("layer_")), key=lambda k: int(k[6:]))
         report[name]["layer_cosine"] = [
             cosine(*(np.concatenate([o[k] for pair in pairs for o in pair[side]]) for side in (0, 1))) for k in layers]
     frames = [c for c in calls if c.engine == "code_predictor"]
@@ -97,12 +99,13 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 # ---- engines whose layers can be seen -------------------------------------------------------------------------------
 @contextlib.contextmanager
 def open_probed(engine_dir: Path, threads: int) -> Iterator[Pipeline]:
-    """A pipeline whose decoders also return `layer_i` [S, H], the rows that enter layer i, where the graph shows them."""
+    """A pipeline whose decoders also return `layer_i` [S, H], the rows that enter layer i, if they run on a CPU."""
     pipeline = Pipeline.open(engine_dir, threads)
     with tempfile.TemporaryDirectory() as folder:
         for name in DECODERS:
-            if pipeline.engines[name].config.get("device", "cpu") != "cpu":
-                continue
+            config = pipeline.engines[name].config
+            if config["backend"] != "onnxruntime" or config.get("device", "cpu") != "cpu":
+                continue  # TensorRT keeps no graph; on a GPU single rows do not pass through it
             engine = open_engine(_with_layers(Path(engine_dir) / name, Path(folder) / name), threads)
             pipeline.engines[name] = getattr(pipeline, name).engine = engine
         yield pipeline

@@ -7,7 +7,7 @@
   gate, up                                       one matrix product, split afterwards
 
 A decoder's graph is for many rows (prefill). One row at a time, and the CodePredictor, are kernels of our own
-(omni_ros/engines/decode.cu), which read the exported weights as they are: see `write_decode_weights`.
+(omni_ros/engines/decode/), which read the exported weights as they are: see `write_decode_weights`.
 """
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from omni_ros.errors import CheckpointError
 
 OPSET = 23
 MICROSOFT = "com.microsoft"
-HEAD = 32  # decode.cu gives each lane of a warp the same number of a head's channels
+HEAD = 32  # the kernels give each lane of a warp the same number of a head's channels
 
 
 class CudaLowering:
@@ -199,6 +199,9 @@ class CudaLowering:
 
     # ---- graph ------------------------------------------------------------------------------------------------------
     def run(self, dimensions: dict[str, int]) -> None:
+        if any(f.name == "NVFP4Quantize" for f in self.stored.model.functions):
+            raise CheckpointError(f"{self.stored.directory}: exported with --activations nvfp4, but GPU kernels round no "
+                                  "activations: export with --activations float")
         self.pending_add = ""
         self.fused_away()
         if self.capacity:
@@ -259,7 +262,7 @@ class CudaLowering:
 def write_decode_weights(source: Path, target: Path, shape: dict) -> None:
     """decode.data, every weight of an exported graph as it is stored, and decode.json, which says where each one lies.
 
-    `shape` is config.json's "decoder". Raises CheckpointError for a model that the kernels of decode.cu cannot take.
+    `shape` is config.json's "decoder". Raises CheckpointError for a model that the GPU kernels cannot take.
     """
     widest = max(shape["hidden_size"], shape["num_heads"] * shape["head_dim"])
     inner = shape.get("top_k", 0) * shape.get("moe_intermediate_size", 0) + shape["shared_intermediate_size"]

@@ -12,6 +12,7 @@ to 70.5 GB. It is checked before loading. Time: transformers' eager 7 tokens and
 make 8 s a sample, 70 minutes for 500. A run that is stopped leaves no partial output; start it again.
 """
 import argparse
+import fnmatch
 import json
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from offline.calibration import COUNTS, download, find_samples
 from offline.checkpoint import Checkpoint
 from omni_ros.errors import CheckpointError, OmniError
 
+PROJECTIONS = ("talker.text_projection.", "talker.hidden_projection.")  # in no graph: the robot's numpy applies them
+
 
 def run(args: argparse.Namespace) -> None:
     """Raises OmniError: no samples, a checkpoint that cannot be read, modules that cannot be quantised."""
@@ -30,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if checkpoint.config.get("model_type") != "qwen3_omni_moe" or not parts >= {"thinker", "talker", "code2wav"}:
         raise CheckpointError(f"{args.model_dir}: is not a complete qwen3_omni_moe checkpoint (model_type "
                               f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(parts))})")
+    _refuse_projections(checkpoint, args.include, args.exclude)
     counts = {kind: getattr(args, f"talker_num_{kind}") for kind in COUNTS}
     with tempfile.TemporaryDirectory() as temporary:
         directory = args.calibration_dir
@@ -52,6 +56,17 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}: {len(report['ranges'])} modules in NVFP4")
 
 
+def _refuse_projections(checkpoint: Checkpoint, include: list[str], exclude: list[str]) -> None:
+    """Raise CheckpointError if `include` less `exclude` (wildcards) names a projection from the Thinker to the Talker."""
+    for name in checkpoint.tensors:
+        if name.startswith(PROJECTIONS) and name.endswith(".weight"):
+            module = name.removesuffix(".weight")
+            included, excluded = (any(fnmatch.fnmatchcase(module, p) for p in patterns) for patterns in (include, exclude))
+            if included and not excluded:
+                raise CheckpointError(f"{module} cannot be NVFP4: the robot applies it outside the engines; take it out of "
+                                      "--include, or add --exclude 'talker.*_projection.*'")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m offline.quantize", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="default: a GPU if there is one")
     parser.add_argument("--include", nargs="+", default=[], metavar="PATTERN",
                         help="quantise these modules too, by their names in HF_ROOT, e.g. thinker.lm_head "
-                        "'talker.*_projection.*' 'talker.model.layers.*.mlp.shared_expert.*'")
+                        "talker.codec_head 'talker.model.layers.*.mlp.shared_expert.*'")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN",
                         help="keep these modules in 16 bit, e.g. 'thinker.model.layers.*.self_attn.*'")
     parser.add_argument("--reply_tokens", type=_count, default=24, metavar="N",

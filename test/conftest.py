@@ -120,7 +120,7 @@ def open_pipeline(engine_dirs: dict[str, Path], tensorrt_dirs: dict[str, Path]) 
 
 def build_for_this_gpu(onnxruntime_engines: Path) -> Path:
     """The same six engines for TensorRT and the GPU here; skips the test that asks when something is missing."""
-    target = tensorrt_package.gpu_target()
+    target = cuda_device.gpu_target()
     if target is None:
         pytest.skip("TensorRT on a real GPU: there is no NVIDIA GPU here")
     try:

@@ -12,6 +12,7 @@ from offline.checkpoint import STANDALONE, Checkpoint, write_safetensors
 from offline.nvfp4 import decode, encode
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # share one scale_2, as ModelOpt exports them
+HEADS = ("thinker.lm_head.weight", "talker.codec_head.weight")
 
 
 def packed(checkpoint: Checkpoint) -> list[str]:
@@ -27,7 +28,7 @@ def read(checkpoint: Checkpoint, linear: str) -> tuple[np.ndarray, np.ndarray, n
 def exported_linears(model: torch.nn.Module, parts: dict[str, Checkpoint], activations: bool = True) -> Iterator[None]:
     """Within, `model` computes with the decoded weights of `parts` and (`activations`) quantises their inputs by
     `input_scale`: W4A4, else W4A16."""
-    modules = {"thinker": model.thinker.model.language_model, "talker": model.talker.model}
+    layers = {"thinker": model.thinker.model.language_model, "talker": model.talker.model}
     input_scales = {}
     for name, part in parts.items():
         for linear in packed(part):
@@ -36,13 +37,14 @@ def exported_linears(model: torch.nn.Module, parts: dict[str, Checkpoint], activ
             if ".experts." in path:
                 layer, _, rest = path.partition(".experts.")
                 expert, projection = rest.split(".")
-                experts = modules[name].get_submodule(f"{layer}.experts")
+                experts = layers[name].get_submodule(f"{layer}.experts")
                 size = experts.gate_up_proj.shape[1] // 2
                 target = (experts.down_proj if projection == "down_proj" else experts.gate_up_proj).data[int(expert)]
                 half = {"gate_proj": slice(0, size), "up_proj": slice(size, None), "down_proj": slice(None)}[projection]
                 target[half] = weight
             else:
-                target = modules[name].get_submodule(path).weight.data
+                owner = model if path == linear else layers[name]  # a head lies beside the layers
+                target = owner.get_submodule(path).weight.data
                 target.copy_(weight)
             if activations:
                 input_scales[target.data_ptr()] = float(part.read(f"{linear}.input_scale"))
@@ -69,8 +71,9 @@ def shared_scale(root: Checkpoint, name: str) -> float:
     return max(float(np.abs(root.read(f"{linear}.{p}.weight").astype(np.float32)).max()) for p in together) / (6 * 448)
 
 
-def split(root: Checkpoint, out: Path) -> dict[str, Checkpoint]:
-    """DIR/thinker and DIR/talker as `offline.quantize` lays them out (test_quantize.py), without waiting for ModelOpt."""
+def split(root: Checkpoint, out: Path, heads: bool = False) -> dict[str, Checkpoint]:
+    """DIR/thinker and DIR/talker as `offline.quantize` lays them out (test_quantize.py), without waiting for ModelOpt;
+    with `heads`, as it does when asked to --include them."""
     for model_type, prefix in STANDALONE.items():
         folder, tensors = out / prefix.rstrip("."), {}
         folder.mkdir()
@@ -78,7 +81,7 @@ def split(root: Checkpoint, out: Path) -> dict[str, Checkpoint]:
             if not name.startswith(prefix) or name.startswith(("thinker.visual.", "thinker.audio_tower.")):
                 continue
             key, value = name.removeprefix(prefix), root.read(name)
-            if is_quantised(name):
+            if is_quantised(name) or heads and name in HEADS:
                 codes, scale, scale_2 = encode(value, shared_scale(root, name))
                 tensors |= {key: codes, f"{key}_scale": scale, f"{key}_scale_2": np.array(scale_2),
                             key.replace("weight", "input_scale"): np.array(4 / (6 * 448), np.float32)}
@@ -90,3 +93,18 @@ def split(root: Checkpoint, out: Path) -> dict[str, Checkpoint]:
             if file.suffix in (".json", ".jinja") and file.name != "config.json":
                 shutil.copy(file, folder / file.name)
     return {name: Checkpoint(out / name) for name in ("thinker", "talker")}
+
+
+def decoded(root: Checkpoint, parts: dict[str, Checkpoint], out: Path) -> Path:
+    """A float32 checkpoint for transformers: `root`, with what is NVFP4 in `parts` replaced by the values of its codes."""
+    tensors = {}
+    for name in root.tensors:
+        part = parts.get(name.split(".")[0])
+        nvfp4 = part and f"{name}_scale" in part
+        tensors[name] = decode(*read(part, name.removesuffix(".weight"))) if nvfp4 else root.read(name).astype(np.float32)
+    out.mkdir()
+    write_safetensors(out / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+    for file in root.directory.iterdir():
+        if file.suffix in (".json", ".jinja") and "index" not in file.name:
+            shutil.copy(file, out / file.name)
+    return out

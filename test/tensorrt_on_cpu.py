@@ -52,6 +52,10 @@ class ComputeCapability(Enum):
     SM89 = 89
 
 
+class BuilderFlag(Enum):
+    TF32 = 0
+
+
 class IProgressMonitor:
     """Never called here."""
 
@@ -132,7 +136,10 @@ class IBuilderConfig:
     progress_monitor, num_compute_capabilities = None, 0
 
     def __init__(self):
-        self.profiles = []
+        self.profiles, self.flags = [], {BuilderFlag.TF32}
+
+    def clear_flag(self, flag):
+        self.flags.discard(flag)
 
     def add_optimization_profile(self, profile):
         self.profiles.append(profile)
@@ -157,6 +164,7 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network, config):
+        assert BuilderFlag.TF32 not in config.flags, "ONNX Runtime computes in float32: a GPU with TF32 would not agree with it"
         return pickle.dumps((network.model.SerializeToString(), network.host_inputs,
                              [(p.shapes, p.values) for p in config.profiles]))
 
@@ -381,7 +389,7 @@ def simulated_tensorrt(cuda: Cuda, name: str = "tensorrt_rtx") -> ModuleType:
     module = ModuleType(name)
     module.__version__ = VERSION
     for value in (ILogger, TensorLocation, ExecutionContextAllocationStrategy, ComputeCapability, IProgressMonitor,
-                  INetworkDefinition, IBuilderConfig, Builder, nptype):
+                  BuilderFlag, INetworkDefinition, IBuilderConfig, Builder, nptype):
         setattr(module, value.__name__, value)
     module.NetworkDefinitionCreationFlag = object()  # every network is strongly typed
     module.OnnxParser = type("OnnxParser", (OnnxParser,), {})

@@ -225,6 +225,22 @@ def test_graphs_for_a_parser_of_10_13_build(rtx, exported, tmp_path, monkeypatch
     assert state and not any(s["in_place"] for s in state)
 
 
+def test_float32_is_not_rounded_to_tf32(rtx, exported, tmp_path, monkeypatch) -> None:
+    """Of weights and activations a GPU's TF32 keeps 10 bits; the reference on a CPU keeps 23."""
+    allowed = []
+
+    class Builder(rtx.Builder):
+        def build_serialized_network(self, network, options):
+            allowed.append(options.get_flag(rtx.BuilderFlag.TF32))
+
+    monkeypatch.setattr(rtx, "Builder", Builder)
+    source = exported["float32"] / "multimodal" / "audio"
+    config = json.loads((source / "config.json").read_text())
+    with pytest.raises(EngineError, match="no reason given"):
+        build_tensorrt.build_engine(rtx, source, tmp_path, config, "sm120")
+    assert allowed == [False]
+
+
 REAL = DecoderConfig(  # Qwen3-Omni-30B-A3B's Thinker, one layer of it
     vocab_size=8, hidden_size=2048, num_layers=1, num_heads=32, num_kv_heads=4, head_dim=128, num_experts=128, top_k=8,
     moe_intermediate_size=768, normalize_top_k=True, shared_intermediate_size=0, rms_norm_eps=1e-6, rope_theta=1e6,

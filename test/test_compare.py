@@ -1,13 +1,19 @@
 """offline.compare: equal engines are equal, quantised ones are measured, other models are refused."""
 import json
+import os
+import shutil
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from broken_files import edit_config
 from conftest import run
+from tensorrt_on_cpu import simulated_gpu
 
 from offline import compare
+from omni_ros.engines import onnxruntime_cuda
+from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,30 @@ def test_layers_are_transformers_hidden_states(engine_dirs, checkpoints, tmp_pat
             "deepstack": np.zeros((2, 9, 64), np.float32)})
     for i in (1, 2, 3):
         np.testing.assert_allclose(out[f"layer_{i}"], hidden[i][0].numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def folders(engine_dirs, tensorrt_dirs, tmp_path_factory):
+    """One model for three backends. Those of "cuda" are the CPU's: what counts is that config.json says otherwise."""
+    cuda = shutil.copytree(engine_dirs["plain"], tmp_path_factory.mktemp("folders") / "cuda", copy_function=os.link)
+    for name in compare.DECODERS:
+        edit_config(cuda / name, lambda config: config.update(device="cuda"))
+    return {"cpu": engine_dirs["plain"], "tensorrt": tensorrt_dirs["plain"], "cuda": cuda}
+
+
+@pytest.mark.parametrize("reference, other", [
+    ("cpu", "tensorrt"), ("tensorrt", "cpu"), ("tensorrt", "tensorrt"), ("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "tensorrt")])
+def test_engines_of_a_gpu_show_no_layers(folders, tmp_path, monkeypatch, reference, other):
+    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", OnnxRuntimeEngine)
+    report = tmp_path / "report.json"
+    with simulated_gpu():
+        assert compare.main([str(folders[reference]), str(folders[other]), "--tokens", "5", "--frames", "4", "--threads", "1",
+                             "--outputFile", str(report)]) == 0
+    r = json.loads(report.read_text())
+    for name, steps in (("thinker", 5), ("talker", 4)):
+        assert r[name]["steps"] == steps and r[name]["top1"] == 1 and r[name]["kl"] == pytest.approx(0, abs=1e-6)
+        assert r[name]["layer_cosine"] == []
+    assert r["code_predictor"]["codes_1_to_15"] == 1
 
 
 def test_another_model_is_refused(engine_dirs, capsys):

@@ -1,6 +1,7 @@
-"""decode.cu: the kernels that decode on an NVIDIA GPU, run here on the CPU, against ONNX Runtime on the same export."""
+"""engines/decode/: the kernels that decode on an NVIDIA GPU, run here on the CPU, against ONNX Runtime on the same export."""
 import json
 import shutil
+import tempfile
 from enum import IntEnum
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nvfp4_reference import split
 
 from offline.checkpoint import Checkpoint
 from omni_ros.engines import cuda_code_predictor, cuda_decoder, cuda_device
-from omni_ros.engines.cuda_kernels import SOURCE, compile_kernels
+from omni_ros.engines.cuda_kernels import compile_kernels, source
 from omni_ros.engines.engine import open_engine, read_config
 from omni_ros.errors import EngineError, InputError
 
@@ -37,7 +38,10 @@ class SimulatedKernels:
     """Puts the kernels, compiled for the CPU, on the simulated stream."""
 
     def __init__(self, device, head_dim: int, group: int):
-        self.device, self.cpu = device, CpuKernels(SOURCE, {"HEAD_DIM": head_dim, "GROUP": group})
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "decode.cu").write_text(source())
+            self.cpu = CpuKernels(Path(folder) / "decode.cu", {"HEAD_DIM": head_dim, "GROUP": group})
+        self.device = device
 
     def launch(self, name, grid, block, shared, *arguments):
         copies = [type(a).from_buffer_copy(a) for a in arguments]
@@ -58,7 +62,7 @@ def built(request, checkpoints, tmp_path_factory) -> Path:
     """ENGINES for the CPU and CUDA from one float16 export, with 16-bit or NVFP4 decoders."""
     out = tmp_path_factory.mktemp(request.param)
     root = Checkpoint(checkpoints["plain"])
-    parts = split(root, out).items() if request.param == "nvfp4" else [("thinker,talker", root)]
+    parts = split(root, out, heads=True).items() if request.param == "nvfp4" else [("thinker,talker", root)]
     for name, part in parts:
         run("offline.export_onnx", part.directory, out / "onnx", "--components", name, "--dtype", "float16")
     run("offline.export_onnx", root.directory, out / "onnx", "--components", "code_predictor", "--dtype", "float16")

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import Cuda, CudaError
 
-from omni_ros.engines.cuda_device import CudaDevice, import_cuda
-from omni_ros.engines.tensorrt_package import gpu_target
+from omni_ros.engines.cuda_device import CudaDevice, gpu_target, import_cuda
 from omni_ros.errors import EngineError
 
 

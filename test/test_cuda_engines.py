@@ -4,7 +4,7 @@ import pytest
 from conftest import run
 
 from offline.compare import compare
-from omni_ros.engines.tensorrt_package import gpu_target
+from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
 

@@ -1,5 +1,4 @@
 """A quantised checkpoint through export and build on a CPU: the exported codes, and nothing else, decide the result."""
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,10 @@ import oracle
 import pytest
 import torch
 from conftest import run
-from nvfp4_reference import exported_linears, is_quantised, packed, split
+from nvfp4_reference import decoded, exported_linears, packed, split
 
-from offline.checkpoint import Checkpoint, write_safetensors
+from offline.checkpoint import Checkpoint
 from offline.external_data import StoredGraph
-from offline.nvfp4 import decode
 from omni_ros.engines.engine import open_engine
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Finished, Request
@@ -25,9 +23,10 @@ def root(checkpoints) -> Checkpoint:
     return Checkpoint(checkpoints["plain"])
 
 
-@pytest.fixture(scope="module")
-def parts(root, tmp_path_factory) -> dict[str, Checkpoint]:
-    return split(root, tmp_path_factory.mktemp("nvfp4"))
+@pytest.fixture(scope="module", params=[False, True], ids=["default", "heads"])
+def parts(request, root, tmp_path_factory) -> dict[str, Checkpoint]:
+    """Quantised as by default, and with lm_head and codec_head too."""
+    return split(root, tmp_path_factory.mktemp("nvfp4"), heads=request.param)
 
 
 @pytest.fixture(scope="module", params=["float", "nvfp4"])
@@ -54,7 +53,8 @@ def test_codes_and_scales_are_bit_exact(built, parts):
         seen = 0
         for codes, scale, scale_2 in graph.nvfp4.values():
             stack = len(graph.shape(codes)) == 3
-            linear = f"{name}.model.{codes}" if stack else f"{name}.model.{codes.removesuffix('.weight')}"
+            head = codes.startswith(f"{name}.")  # the one linear that is not below thinker.model or talker.model
+            linear = codes if head else f"{name}.model.{codes.removesuffix('.weight')}"
             for e in range(graph.shape(codes)[0]) if stack else [None]:
                 source = linear.replace(".experts.", f".experts.{e}.") if stack else linear
                 stored = [part.read(f"{source}.{t}") for t in ("weight", "weight_scale", "weight_scale_2")]
@@ -64,6 +64,9 @@ def test_codes_and_scales_are_bit_exact(built, parts):
                     assert ours.tobytes() == theirs.tobytes()
                 seen += 1
         assert seen == len(packed(part))
+        head = {"thinker": "thinker.lm_head", "talker": "talker.codec_head"}[name]  # where CudaDecoder looks for it
+        quantised = {f"{head}_scale", f"{head}_scale_2"} if f"{head}.weight_scale" in part else set()
+        assert {t for t in graph.tensors if t.startswith(head)} == {head} | quantised
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +99,8 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
 @pytest.mark.parametrize("activations", ["float"], indirect=True)  # transformers has no W4A4 forward to generate with
 def test_weight_only_turn_equals_transformers(built, root, parts, tmp_path):
     """Tokens and codes of a whole turn, against transformers on a checkpoint of the decoded weights."""
-    tensors = {}
-    for name in root.tensors:
-        value = root.read(name).astype(np.float32)
-        if is_quantised(name):
-            part = parts[name.split(".")[0]]
-            value = decode(*(part.read(name.replace("weight", t)) for t in ("weight", "weight_scale", "weight_scale_2")))
-        tensors[name] = value
-    for file in root.directory.iterdir():
-        if file.suffix in (".json", ".jinja") and "index" not in file.name:
-            shutil.copy(file, tmp_path / file.name)
-    write_safetensors(tmp_path / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
-    expected = oracle.Oracle(tmp_path).generate(HELLO, max_generate_length=10, max_audio_length=16)
+    transformers = oracle.Oracle(decoded(root, parts, tmp_path / "decoded"))
+    expected = transformers.generate(HELLO, max_generate_length=10, max_audio_length=16)
     pipeline = Pipeline.open(built / "engines", threads=1)
     *_, finished = pipeline.generate(Request(HELLO, max_generate_length=10, max_audio_length=16, temperature=0,
                                              talker_temperature=0))

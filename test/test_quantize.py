@@ -1,17 +1,19 @@
 """offline.quantize: what ModelOpt writes for tiny checkpoints, read back by us and by ModelOpt, and what is refused."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 import torchvision_shim  # noqa: F401  (before transformers)
 from calibration_samples import write_samples
 from conftest import ROOT, run
-from nvfp4_reference import exported_linears, packed, read
+from nvfp4_reference import decoded, exported_linears, packed, read
 from transformers import AutoTokenizer
 from transformers.models.qwen3_omni_moe import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTextConfig
 
@@ -20,6 +22,8 @@ from offline.calibration import Prompts, Sample, chained_forward, find_samples
 from offline.checkpoint import Checkpoint
 from offline.nvfp4 import BLOCK, decode, encode
 from omni_ros.errors import CheckpointError
+from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.request import Request
 
 pytest.importorskip("modelopt", reason="needs the `quantize` extra")
 from modelopt.torch.export import unified_export_hf  # noqa: E402
@@ -31,6 +35,8 @@ from offline import modelopt_nvfp4  # noqa: E402
 
 COUNTS = {"audio": 1, "image": 1, "text": 1}
 SHORT = {"reply_tokens": 3, "codec_frames": 3}
+OPTIONAL = ["thinker.lm_head", "talker.codec_head", "talker.code_predictor.*", "talker.model.layers.*.self_attn.*",
+            "talker.model.layers.*.mlp.shared_expert*"]  # all that may be NVFP4 and by default is not
 SCALES = ("weight_scale", "weight_scale_2", "input_scale")
 
 
@@ -184,15 +190,13 @@ def test_switches_and_unreached_experts(checkpoints: dict[str, Path], samples: l
                                         capsys: pytest.CaptureFixture) -> None:
     """On the checkpoint laid out as published; of 16 experts, top 1, one short prompt reaches few."""
     root = Checkpoint(checkpoints["published"])
-    include = ["thinker.lm_head", "talker.codec_head", "talker.*_projection.*", "talker.code_predictor.*",
-               "talker.model.layers.*.self_attn.*", "talker.model.layers.*.mlp.shared_expert*"]
     exclude = ["thinker.model.layers.0.*", "talker.model.layers.*.mlp.experts", "*.o_proj"]
-    report = modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, include, exclude, **SHORT)
+    report = modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, OPTIONAL, exclude, **SHORT)
     thinker, talker = (Checkpoint(tmp_path / name) for name in ("thinker", "talker"))
     linears = {n.removesuffix(".weight") for n in root.tensors
                if n.startswith(("thinker.lm_head", "thinker.model.layers", "talker")) and "norm" not in n
                and n.endswith(".weight") and "embedding" not in n and not n.endswith("mlp.gate.weight")}
-    kept = {n for n in linears if n.startswith("thinker.model.layers.0.") or ".o_proj" in n
+    kept = {n for n in linears if n.startswith("thinker.model.layers.0.") or ".o_proj" in n or "_projection." in n
             or n.startswith("talker.model") and ".mlp.experts." in n}
     assert set(packed(thinker)) | set(packed(talker)) == linears - kept
     for n in packed(talker):
@@ -207,6 +211,24 @@ def test_switches_and_unreached_experts(checkpoints: dict[str, Path], samples: l
         name = f"thinker.model.layers.1.mlp.experts.{e}.down_proj"
         weight, original = decode(*read(thinker, name)), root.read(f"{name}.weight").astype(np.float32)
         assert np.linalg.norm(weight - original) < 0.15 * np.linalg.norm(original)
+
+
+def test_all_that_may_be_included_is_spoken(root: Checkpoint, samples: list[Sample], tmp_path: Path) -> None:
+    """Exported and built for a CPU: a turn's tokens and codes are those of transformers with the decoded weights."""
+    modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, OPTIONAL, [], **SHORT)
+    parts = {name: Checkpoint(tmp_path / name) for name in ("thinker", "talker")}
+    for source, arguments in ((tmp_path / "thinker", ["--components", "thinker"]),
+                              (tmp_path / "talker", ["--components", "talker,code_predictor"]),
+                              (root.directory, ["--components", "visual,audio,code2wav"])):
+        run("offline.export_onnx", source, tmp_path / "onnx", "--dtype", "float32", *arguments)
+    run("offline.build_engines", tmp_path / "onnx", tmp_path / "engines")
+    hello = [{"role": "user", "content": [{"type": "text", "text": "what do you see and hear"}]}]
+    length = {"max_generate_length": 10, "max_audio_length": 16}
+    expected = oracle.Oracle(decoded(root, parts, tmp_path / "decoded")).generate(hello, **length)
+    pipeline = Pipeline.open(tmp_path / "engines", threads=1)
+    *_, finished = pipeline.generate(Request(hello, **length, temperature=0, talker_temperature=0))
+    assert finished.token_ids == expected.token_ids
+    np.testing.assert_array_equal(finished.codes, expected.codes)
 
 
 def test_forward_with_exported_tensors_is_the_fake_quantised_forward(
@@ -260,6 +282,18 @@ def test_refuses_what_cannot_be_quantised(checkpoints: dict[str, Path]) -> None:
     assert modelopt_nvfp4.select(sizes, ["*lm_head"], ["thinker.model.*"]) == ["thinker.lm_head", *list(sizes)[2:]]
     with pytest.raises(CheckpointError, match="nothing is left"):
         modelopt_nvfp4.select(sizes, [], ["*"])
+
+
+@pytest.mark.parametrize("include, exclude, refused", [
+    ("talker.*_projection.*", [], True), ("talker.hidden_projection.linear_fc2", [], True), ("talker.*", [], True),
+    ("talker.*", ["talker.text_projection.*"], True), ("talker.*", ["talker.*_projection.*"], False)])
+def test_refuses_projections_before_anything_is_loaded(root: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                       include: str, exclude: list[str], refused: bool) -> None:
+    assert quantize.main(["--model_dir", str(root.directory), "--output_dir", str(tmp_path / "out"), "--calibration_dir",
+                          str(tmp_path), "--include", include, "--exclude", *exclude, "talker.none"]) == 1
+    said = capsys.readouterr().err  # if not refused, there are no samples to calibrate with
+    assert refused == bool(re.search(r"talker\.\w+_projection\.linear_fc\d cannot be NVFP4.*--exclude 'talker", said))
+    assert refused != ("no audio sample" in said) and not (tmp_path / "out").exists()
 
 
 def test_refuses_a_module_that_no_sample_uses(root: Checkpoint, samples: list[Sample], tmp_path: Path) -> None:

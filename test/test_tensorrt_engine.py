@@ -19,7 +19,7 @@ from cuda_on_cpu import Cuda, CudaError
 from tensorrt_on_cpu import simulated_gpu
 
 from offline import build_engines, build_tensorrt
-from omni_ros.engines import cuda_device, tensorrt_package
+from omni_ros.engines import cuda_device
 from omni_ros.engines.engine import Engine, Section, open_engine
 from omni_ros.engines.tensorrt_package import check_plan, import_tensorrt, make_logger, package_name
 from omni_ros.errors import EngineError, InputError, KVCacheFullError
@@ -389,7 +389,7 @@ def test_no_gpu(engines, missing):
 
     with simulated_gpu(capability=None if missing == "device" else (8, 9)) as gpu, pytest.MonkeyPatch.context() as patch:
         if missing == "library":
-            patch.setattr(tensorrt_package.ctypes, "CDLL", no_library)
+            patch.setattr(cuda_device.ctypes, "CDLL", no_library)
         if missing == "answer":
             patch.setattr(tensorrt_on_cpu.Driver, "cuDeviceGetAttribute", lambda *arguments: 1)
         text = refusal(engines, gpu)

@@ -201,7 +201,10 @@ def export_talker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quan
 def _head(g: GraphBuilder, c: DecoderConfig, x: str, head: str) -> str:
     """Final norm and vocabulary logits of the last row only; returns the normed row [1, H]."""
     last = g.rms_norm(g.op("Slice", x, g.const([-1]), g.const([2**31]), g.const([0])), "norm", c.rms_norm_eps)
-    weight = g.tensor(head, g.checkpoint.read(f"{head}.weight", (c.vocab_size, c.hidden_size)).astype(g.dtype))
-    g.output("logits", g.cast(g.op("Gemm", last, weight, transB=1), np.float32), [1, c.vocab_size], np.float32)
+    g.prefix = ""  # the head is stored beside the model, not in it: its key is the whole name
+    key, shape = f"{head}.weight", (c.vocab_size, c.hidden_size)
+    weight = g.nvfp4(head, [key], shape) if g.is_nvfp4(key) else g.tensor(head, g.checkpoint.read(key, shape).astype(g.dtype))
+    logits = g.op("Gemm", g.activation(last, key), weight, transB=1)
+    g.output("logits", g.cast(logits, np.float32), [1, c.vocab_size], np.float32)
     return last
 

@@ -19,6 +19,7 @@ SAMPLE = 1024  # threads
 class CudaCodePredictor:
     """See engine.Engine; it has no state between frames."""
 
+    device: CudaDevice | None = None
     length = 0
 
     def __init__(self, directory: Path, config: dict):
@@ -90,4 +91,5 @@ class CudaCodePredictor:
         raise EngineError("code_predictor: this engine has no state to truncate")
 
     def __del__(self):
-        self.device.close()
+        if self.device:
+            self.device.close()

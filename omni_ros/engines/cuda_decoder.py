@@ -14,6 +14,8 @@ from omni_ros.errors import InputError
 
 
 class CudaDecoder:
+    device: CudaDevice | None = None
+
     def __init__(self, directory: Path, config: dict, keys: list[int], values: list[int]):
         """keys, values: addresses of each layer's cache, float16 [kv_heads, capacity, head_dim]."""
         shape = config["decoder"]
@@ -66,6 +68,7 @@ class CudaDecoder:
         return out[:self.vocab].copy()[None], out[self.vocab:].copy()[None]
 
     def close(self) -> None:
-        self.device.close()
+        if self.device:
+            self.device.close()
 
     __del__ = close

@@ -27,6 +27,21 @@ def import_cuda() -> ModuleType:
                           "nvidia-smi shows") from e
 
 
+def gpu_target() -> str | None:
+    """Compute capability of the first GPU as "sm110", or None without a GPU; asks the driver, not a package."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    if cuda.cuInit(0):
+        return None
+    values = [ctypes.c_int(), ctypes.c_int()]
+    for value, attribute in zip(values, (75, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
+            return None
+    return f"sm{values[0].value}{values[1].value}"
+
+
 class CudaDevice:
     """Not thread-safe, like the engine that owns it; calls return before the GPU has done the work, except `wait`."""
 

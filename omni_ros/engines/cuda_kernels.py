@@ -1,4 +1,4 @@
-"""decode.cu on the GPU: compiled for it by NVRTC when an engine is loaded, its argument types, and weights to give it."""
+"""The kernels of decode/ on the GPU: compiled by NVRTC when an engine is loaded, their argument types, and their weights."""
 import ctypes
 import importlib
 import json
@@ -11,7 +11,8 @@ import numpy as np
 from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.errors import EngineError
 
-SOURCE = Path(__file__).with_name("decode.cu")
+SOURCES = [Path(__file__).with_name("decode") / f"{name}.cu" for name in (
+    "rows", "project", "attend", "feed_forward", "sample")]
 CHUNK = 1 << 26  # bytes of a weight file that are read and sent at a time
 
 
@@ -43,7 +44,7 @@ class FeedForward(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of decode.cu, for one model's head size, on one device's stream."""
+    """The kernels for one model's head size, on one device's stream."""
 
     def __init__(self, device: CudaDevice, head_dim: int, group: int):
         self.device = device
@@ -57,7 +58,7 @@ class Kernels:
         module = self._call(self.driver.cuModuleLoadData, image)
         device.undo.callback(self.driver.cuModuleUnload, module)
         names = ("project", "attend", "gate_up", "down", "sample")
-        self.overlap = int(target[3:]) >= 90  # decode.cu: wait_for_previous
+        self.overlap = int(target[3:]) >= 90  # rows.cu: wait_for_previous
         self.functions = {name: self._call(self.driver.cuModuleGetFunction, module, name.encode()) for name in names}
 
     def launch(self, name: str, grid: tuple[int, int], block: int, shared: int, *arguments: object) -> None:
@@ -87,17 +88,22 @@ class Kernels:
         return values[0] if values else None
 
 
+def source() -> str:
+    """All files as one text, in which compilers still name the file of a mistake."""
+    return "".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in SOURCES)
+
+
 def compile_kernels(target: str, head_dim: int, group: int) -> bytes:
-    """decode.cu as machine code for a GPU such as "sm_110"; `group` query heads share a key head. Needs no GPU."""
+    """decode/ as machine code for a GPU such as "sm_110"; `group` query heads share a key head. Needs no GPU."""
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     options = [o.encode() for o in (f"--gpu-architecture={target}", "--std=c++17", f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}")]
-    _, program = nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(source().encode(), b"decode.cu", 0, [], [])
     try:
         error, = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = bytes(nvrtc.nvrtcGetProgramLogSize(program)[1])
             nvrtc.nvrtcGetProgramLog(program, log)
-            raise EngineError(f"{SOURCE}: does not compile for {target}: {log.decode(errors='replace').strip()}")
+            raise EngineError(f"{SOURCES[0].parent}: does not compile for {target}: {log.decode(errors='replace').strip()}")
         image = bytes(nvrtc.nvrtcGetCUBINSize(program)[1])
         nvrtc.nvrtcGetCUBIN(program, image)
     finally:

@@ -1,4 +1,4 @@
-"""A transformer's layers for one row: which kernels of decode.cu run, in which order, on which memory.
+"""A transformer's layers for one row: which kernels of decode/ run, in which order, on which memory.
 
 Per layer: queries, keys and values | attention | output | router | experts' gate and up | experts' down. A dense layer has
 no router. All work goes onto the device's stream, to be recorded as a CUDA graph; nothing here runs per token.
@@ -12,7 +12,7 @@ from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.engines.cuda_kernels import DeviceWeights, FeedForward, Kernels, Projection, Rotary, float_bytes
 
 THREADS, BLOCKS_PER_SM = 256, 3  # of `project` and `gate_up`: what fits at once
-BLOCK, PITCH, TILE, MAX_SPLITS = 16, 20, 32, 32  # see decode.cu
+BLOCK, PITCH, TILE, MAX_SPLITS = 16, 20, 32, 32  # see decode/rows.cu and attend.cu
 
 
 class Layers:
@@ -92,7 +92,7 @@ class Layers:
 
 
 def padded(floats: int) -> int:
-    """Bytes of shared memory for a vector; see PITCH in decode.cu."""
+    """Bytes of shared memory for a vector; see PITCH in decode/rows.cu."""
     return floats // BLOCK * PITCH * 4
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from omni_ros.engines.sidecar import check_sidecar
-from omni_ros.errors import EngineError
+from omni_ros.errors import EngineError, KVCacheFullError
 
 
 class Engine(Protocol):
@@ -99,3 +99,17 @@ def check_files(directory: Path, config: dict) -> None:
         raise EngineError(f"{directory / 'config.json'}: does not say what is in {', '.join(unknown)}; build the engine again")
     for name, tensors in sidecars.items():
         check_sidecar(directory / name, tensors)
+
+
+def check_rows(engine: Engine, inputs: dict[str, np.ndarray]) -> int:
+    """How many rows a run adds to the engine's state. Raises KVCacheFullError when they do not fit.
+
+    For backends: their `counts` and `axis` say which dimension of which input is rows, `capacity` how many fit.
+    """
+    if not engine.counts:
+        return 0
+    rows = inputs[engine.counts].shape[engine.axis]
+    if engine.length + rows > engine.capacity:
+        raise KVCacheFullError(f"{engine.config['engine']}: {engine.length} + {rows} rows do not fit its capacity of "
+                               f"{engine.capacity}; build with a larger one or shorten the turn")
+    return rows

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, check_rows, load_session
+from omni_ros.engines.cuda_device import gpu_target
+from omni_ros.engines.engine import check_rows
+from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, load_session
 from omni_ros.errors import EngineError, InputError
 
 DEVICE = "cuda"
@@ -26,6 +28,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             raise EngineError(f"{directory}: built for a GPU, but this ONNX Runtime has no CUDA provider; install "
                               "onnxruntime-gpu, or build the engines with --device cpu")
+        if gpu_target() is None:
+            raise EngineError(f"{directory}: built for a GPU, and none answers here (nvidia-smi shows what the driver sees); or "
+                              "build the engines with --device cpu")
         ort.preload_dlls()
         # Otherwise a prompt of a new length costs a turn 0.1 s for cuDNN's plan of its attention, and seconds for MoE nodes
         # that time all their kernels.
@@ -35,6 +40,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=config["engine"])
         self.directory, self.config, self.length = directory, config, 0
         self.session = load_session(directory / "model.onnx", config["graph_sha256"], threads, PROVIDERS)
+        if "CUDAExecutionProvider" not in self.session.get_providers():  # it goes on without one of its libraries
+            raise EngineError(f"{directory}: ONNX Runtime cannot use the GPU here without CUDA and cuDNN: pip install "
+                              '"onnxruntime-gpu[cuda,cudnn]"')
         check_graph(self.session, config, directory)
         position = config.get("position") or {}
         self.position_input, self.counts = position.get("input"), position.get("counts")

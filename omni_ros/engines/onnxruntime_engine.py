@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from omni_ros.errors import EngineError, InputError, KVCacheFullError
+from omni_ros.engines.engine import check_rows
+from omni_ros.errors import EngineError, InputError
 
 ORT_TYPE = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
             "tensor(bool)": "bool"}
@@ -115,14 +116,3 @@ def check_graph(session: ort.InferenceSession, config: dict, directory: Path) ->
         if state["in_place"] and state["shape"][2] != capacity:
             raise EngineError(f"{where}: limits.capacity is {capacity}, {state['input']} has {state['shape'][2]} rows; "
                               "build again")
-
-
-def check_rows(engine, inputs: dict[str, np.ndarray]) -> int:
-    """How many rows a run adds to the engine's state. Raises KVCacheFullError when they do not fit."""
-    if not engine.counts:
-        return 0
-    rows = inputs[engine.counts].shape[engine.axis]
-    if engine.length + rows > engine.capacity:
-        raise KVCacheFullError(f"{engine.config['engine']}: {engine.length} + {rows} rows do not fit its capacity of "
-                               f"{engine.capacity}; build with a larger one or shorten the turn")
-    return rows

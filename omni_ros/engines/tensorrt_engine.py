@@ -13,9 +13,10 @@ from types import ModuleType
 
 import numpy as np
 
-from omni_ros.engines.cuda_device import CudaDevice
-from omni_ros.engines.tensorrt_package import check_machine, check_plan, gpu_target, make_logger, rebuild_command
-from omni_ros.errors import EngineError, InputError, KVCacheFullError
+from omni_ros.engines.cuda_device import CudaDevice, gpu_target
+from omni_ros.engines.engine import check_rows
+from omni_ros.engines.tensorrt_package import check_machine, check_plan, make_logger, rebuild_command
+from omni_ros.errors import EngineError, InputError
 
 Shapes = dict[str, tuple[int, ...]]
 GIB = 1 << 30
@@ -194,10 +195,7 @@ class TensorRTEngine:
         if not self.profiles:
             raise EngineError(f"{self.config['engine']}: was closed; open {self.directory} again")
         shapes = self._check_inputs(inputs)
-        rows = shapes[self.counts][self.axis] if self.counts else 0
-        if self.counts and self.length + rows > self.capacity:
-            raise KVCacheFullError(f"{self.config['engine']}: {self.length} + {rows} rows do not fit its capacity of "
-                                   f"{self.capacity}; build with a larger one or shorten the turn")
+        rows = check_rows(self, inputs)
         profile = next((p for p in self.profiles if p.fits(shapes)), None)
         if profile is None:
             raise InputError(f"{self.config['engine']}: inputs {shapes} are not among the shapes that it was built for, at most "

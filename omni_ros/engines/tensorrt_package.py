@@ -2,13 +2,13 @@
 
 A TensorRT engine runs on the kind of GPU and with the version of TensorRT that it was built for, and nowhere else.
 """
-import ctypes
 import importlib
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.errors import EngineError
 
 PACKAGES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")  # the last: RTX wheels without their meta package
@@ -36,21 +36,6 @@ def package_name(trt: ModuleType) -> str:
 
 def _package(module: str) -> str:
     return "tensorrt_rtx" if "rtx" in module else "tensorrt"
-
-
-def gpu_target() -> str | None:
-    """Compute capability of the first GPU as "sm110", or None without a GPU; asks the driver, not a package."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    if cuda.cuInit(0):
-        return None
-    values = [ctypes.c_int(), ctypes.c_int()]
-    for value, attribute in zip(values, (75, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
-            return None
-    return f"sm{values[0].value}{values[1].value}"
 
 
 def check_machine(directory: Path, built: dict) -> ModuleType:

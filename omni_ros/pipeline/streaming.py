@@ -1,8 +1,8 @@
-"""One turn as three concurrent stages: Thinker -> tokens -> Talker -> codec frames -> Code2Wav -> events.
+"""One turn as three concurrent stages: Thinker -> text rows -> Talker -> codec frames -> Code2Wav -> events.
 
 What a stage computes depends only on the data it receives, never on when it arrives, so streaming and offline give
-identical tokens and codes. A reply token is handed to the Talker only once it is known not to be the last one, which
-is the moment it is generated: transformers never feeds the last token of a reply.
+identical tokens and codes. A reply token is handed to the Talker, as its text row, only once it is known not to be the
+last one, which is the moment it is generated: transformers never feeds the last token of a reply.
 """
 import threading
 import time
@@ -20,8 +20,8 @@ from omni_ros.pipeline.talker import Talker
 from omni_ros.pipeline.thinker import Thinker
 
 EVENT_BACKLOG = 64  # events a slow consumer may leave unread before the stages wait for it
-# Tokens that the Thinker may be ahead of the Talker. The stages share one device: a Thinker that runs on to the end of the
-# reply takes from the Talker what the first second of speech needs, and that is heard as gaps.
+# Reply tokens, as text rows, that may wait for the Talker. The stages share one device: a Thinker that runs on to the end of
+# the reply takes from the Talker what the first second of speech needs, and that is heard as gaps.
 TOKEN_LEAD = 8
 
 

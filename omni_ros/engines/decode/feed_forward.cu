@@ -1,0 +1,175 @@
+// Experts and dense feed-forward layers of one row.
+
+constexpr int MAX_EXPERTS = 256, MAX_SLOTS = 16;
+
+struct SwiGLU {
+  Matrix gate, up, down;  // [inner, hidden] twice, [hidden, inner]; stacks of them for experts
+  int inner;
+};
+struct FeedForward {
+  SwiGLU expert, shared;  // `experts` may be 0: a dense layer is a shared expert alone
+  int experts, top_k, normalize;
+  const float* logits;  // [experts + gated]; the last, where `gated`, is the shared expert's gate
+  int* ids;             // [top_k], what gate_up chose
+  float* weights;       // [top_k], times the scale_2 of their `down`
+  int gated, hidden;
+};
+
+// The expert with the `slot`-th largest logit. Each warp finds it for itself; the one that is told to `publish` leaves all
+// top_k and their weights, a softmax over the logits, for `down`.
+__device__ __forceinline__ int route(const FeedForward& f, int slot, bool publish) {
+  constexpr int EACH = MAX_EXPERTS / WARP;
+  const int lane = threadIdx.x % WARP;
+  float logit[EACH];
+  unsigned key[EACH];
+  int id = 0, mine = 0;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    logit[i] = lane + i * WARP < f.experts ? f.logits[lane + i * WARP] : -1e30f;
+    key[i] = lane + i * WARP < f.experts ? order(logit[i]) : 0;
+  }
+  for (int k = 0; k < (publish ? f.top_k : slot + 1); k++) {
+    unsigned top = 0;
+    int at = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (key[i] > top) top = key[i], at = i;
+    const unsigned best = __reduce_max_sync(FULL, top);
+    const int winner = __ffs(__ballot_sync(FULL, top == best)) - 1;
+    const int expert = __shfl_sync(FULL, at, winner) * WARP + winner;
+    if (lane == winner) {
+#pragma unroll
+      for (int i = 0; i < EACH; i++)
+        if (i == at) key[i] = 0;
+    }
+    if (k == slot) id = expert;
+    if (k == lane) mine = expert;
+  }
+  if (publish) {
+    const bool chosen = lane < f.top_k;
+    const float own = chosen ? f.logits[mine] : -1e30f, best = warp_max(own);
+    const float weight = chosen ? __expf(own - best) : 0;
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) total += __expf(logit[i] - best);
+    total = warp_sum(f.normalize ? weight : total);
+    if (chosen) f.ids[lane] = mine, f.weights[lane] = weight / total * (f.expert.down.scale ? __ldg(f.expert.down.scale_2 + mine) : 1);
+  }
+  return id;
+}
+
+template <bool FP4>
+__device__ __forceinline__ void gate_up_rows(const FeedForward& f, const SwiGLU& e, bool routed, const float* x,
+                                             const half_bits* gamma, float eps, float* inner, float* xs) {
+  const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP, blocks = f.hidden / BLOCK;
+  int row = blockIdx.x * warps + threadIdx.x / WARP, id = 0;
+  Ahead<FP4, FP4 ? 4 : 2> g, u;
+  Vector v;
+  v.fetch_gamma(gamma, f.hidden);
+  if (routed) {
+    wait_for_previous();
+    v.fetch(x, f.hidden);
+    id = route(f, blockIdx.y, blockIdx.y == 0 && row == 0);
+  }
+  const size_t start = (size_t)id * e.inner;
+  if (row < e.inner) fetch_row(g, e.gate, start + row, blocks, lane), fetch_row(u, e.up, start + row, blocks, lane);
+  const float gate_2 = FP4 ? __ldg(e.gate.scale_2 + id) : 1, up_2 = FP4 ? __ldg(e.up.scale_2 + id) : 1;
+  if (!routed) {
+    wait_for_previous();
+    v.fetch(x, f.hidden);
+  }
+  v.store(true, f.hidden, eps, xs);
+  while (row < e.inner) {
+    float a = dot_row(g, e.gate, start + row, blocks, xs), b = dot_row(u, e.up, start + row, blocks, xs);
+    const int next = row + gridDim.x * warps;
+    if (next < e.inner) fetch_row(g, e.gate, start + next, blocks, lane), fetch_row(u, e.up, start + next, blocks, lane);
+    a = warp_sum(a) * gate_2, b = warp_sum(b) * up_2;
+    if (lane == 0) inner[row] = a / (1 + __expf(-a)) * b;
+    row = next;
+  }
+}
+
+// inner [slots, pitch] = silu(gate x) * up x of block row blockIdx.y's expert; the slot after the experts is the shared one.
+extern "C" __global__ void __launch_bounds__(256, 3) gate_up(FeedForward f, const float* x, const half_bits* gamma, float eps,
+                                                             float* inner, int pitch) {
+  extern __shared__ float4 shared[];
+  const bool routed = (int)blockIdx.y < f.top_k;
+  const SwiGLU& e = routed ? f.expert : f.shared;
+  inner += blockIdx.y * pitch;
+  if (e.gate.scale) gate_up_rows<true>(f, e, routed, x, gamma, eps, inner, (float*)shared);
+  else gate_up_rows<false>(f, e, routed, x, gamma, eps, inner, (float*)shared);
+}
+
+// hs = inner times w; K and pitches are multiples of 4.
+__device__ __forceinline__ void load_scaled(const float* inner, int K, float w, float* hs, int first, int step) {
+  for (int i = first; i < K; i += step) {
+    float4 v = *(const float4*)(inner + i);
+    v.x *= w, v.y *= w, v.z *= w, v.w *= w;
+    *(float4*)(hs + padded(i)) = v;
+  }
+}
+
+template <bool FP4>
+__device__ __forceinline__ float down_experts(const FeedForward& f, int row, const float* inner, int pitch, float* hs) {
+  constexpr int A = FP4 ? 12 : 4;
+  __shared__ int ids[MAX_SLOTS];
+  const int lane = threadIdx.x % WARP, blocks = f.expert.inner / BLOCK, all = f.top_k * blocks;
+  Ahead<FP4, A> e;
+  auto fetch = [&](int first) {
+#pragma unroll
+    for (int a = 0; a < A; a++) {
+      const int block = first + a * WARP;
+      if (block < all) e.fetch(f.expert.down, ((size_t)ids[block / blocks] * f.hidden + row) * blocks + block % blocks, a);
+    }
+  };
+  if ((int)threadIdx.x < f.top_k) ids[threadIdx.x] = f.ids[threadIdx.x];
+  __syncthreads();
+  if (row < f.hidden) fetch(lane);
+  for (int slot = threadIdx.x / WARP; slot < f.top_k; slot += blockDim.x / WARP)
+    load_scaled(inner + slot * pitch, f.expert.inner, f.weights[slot], hs + padded(slot * f.expert.inner), lane * 4, WARP * 4);
+  __syncthreads();
+  float sum = 0;
+  if (row < f.hidden)
+    for (int first = lane; first < all; first += A * WARP) {
+      if (first >= WARP) fetch(first);
+#pragma unroll
+      for (int a = 0; a < A; a++)
+        if (first + a * WARP < all) {
+          float h[BLOCK];
+          load_block(hs, first + a * WARP, h);
+          sum += e.dot(a, h);
+        }
+    }
+  return sum;
+}
+
+template <bool FP4>
+__device__ __forceinline__ float down_shared(const FeedForward& f, int row, const float* inner, float* hs) {
+  const Matrix& m = f.shared.down;
+  const int blocks = f.shared.inner / BLOCK;
+  Ahead<FP4, FP4 ? 6 : 3> w;
+  if (row < f.hidden) fetch_row(w, m, row, blocks, threadIdx.x % WARP);
+  const float scale_2 = FP4 ? __ldg(m.scale_2) : 1;
+  wait_for_previous();
+  const float gate = f.gated ? 1 / (1 + __expf(-f.logits[f.experts])) : 1;
+  load_scaled(inner, f.shared.inner, gate * scale_2, hs, threadIdx.x * 4, blockDim.x * 4);
+  __syncthreads();
+  return row < f.hidden ? dot_row(w, m, row, blocks, hs) : 0;
+}
+
+// x [hidden] += the experts' weighted down projections of inner, and the shared expert's; a warp for each row.
+extern "C" __global__ void __launch_bounds__(512, 1) down(FeedForward f, const float* inner, int pitch, float* x) {
+  extern __shared__ float4 shared[];
+  float *hs = (float*)shared, *shared_hs = hs + padded(f.top_k * f.expert.inner);
+  const int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+  float sum = 0;
+  if (f.shared.inner)
+    sum = f.shared.down.scale ? down_shared<true>(f, row, inner + f.top_k * pitch, shared_hs)
+                              : down_shared<false>(f, row, inner + f.top_k * pitch, shared_hs);
+  else
+    wait_for_previous();
+  if (f.top_k)
+    sum += f.expert.down.scale ? down_experts<true>(f, row, inner, pitch, hs) : down_experts<false>(f, row, inner, pitch, hs);
+  sum = warp_sum(sum);
+  if (row < f.hidden && threadIdx.x % WARP == 0) x[row] += sum;
+}
