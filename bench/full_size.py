@@ -7,11 +7,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from offline import nvfp4
 from offline.checkpoint import write_safetensors
-from offline.make_checkpoint import complete_config, write_processor
+from offline.make_checkpoint import complete_config, merge, write_processor
 from offline.random_tokenizer import train_tokenizer
 from offline.random_weights import DTYPE, Weight, all_tensors
 
@@ -53,16 +54,18 @@ MODEL_TYPES = {"thinker": "qwen3_omni_moe_text", "talker": "qwen3_omni_moe_talke
 POOL = 1 << 24  # values; a prime stride through them keeps neighbouring tensors different
 
 
-def write_full_size(directory: Path, layers: dict[str, int] | None = None) -> dict:
-    """`directory`/{thinker,talker,root} as inputs of `offline.export_onnx`; returns config.json's contents.
-
-    `layers` ({"thinker": 4}, say) shortens the decoders, for a quick look.
-    """
+def full_size_config(layers: dict[str, int] | None = None) -> tuple[dict, Tokenizer]:
+    """config.json's contents and the tokenizer; `layers` ({"thinker": 4}, say) shortens the decoders, for a quick look."""
     tokenizer = train_tokenizer(DIMENSIONS["thinker_config"]["text_config"]["vocab_size"])
-    config = complete_config(DIMENSIONS, tokenizer)
-    for part, count in (layers or {}).items():
-        config[f"{part}_config"]["text_config"]["num_hidden_layers"] = count
-    config["talker_config"]["accept_hidden_layer"] = config["thinker_config"]["text_config"]["num_hidden_layers"] // 2
+    fewer = {f"{part}_config": {"text_config": {"num_hidden_layers": n}} for part, n in (layers or {}).items()}
+    chosen = merge(DIMENSIONS, fewer)
+    chosen["talker_config"]["accept_hidden_layer"] = chosen["thinker_config"]["text_config"]["num_hidden_layers"] // 2
+    return complete_config(chosen, tokenizer), tokenizer
+
+
+def write_full_size(directory: Path, layers: dict[str, int] | None = None) -> None:
+    """`directory`/{thinker,talker,root} as inputs of `offline.export_onnx`; `layers` as above."""
+    config, tokenizer = full_size_config(layers)
     for name in ("thinker", "talker", "root"):
         (directory / name).mkdir(parents=True)
         own = {**config, "model_type": MODEL_TYPES[name], "omni_config": config} if name in MODEL_TYPES else config
@@ -74,7 +77,6 @@ def write_full_size(directory: Path, layers: dict[str, int] | None = None) -> di
         with tqdm(weights, desc=name, unit="tensor", disable=None) as progress:
             tensors = {n: t for w in progress for n, t in pools.tensors(w, name)}
             write_safetensors(directory / name / "model.safetensors", tensors)
-    return config
 
 
 def _split(config: dict) -> dict[str, list[Weight]]:

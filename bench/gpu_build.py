@@ -17,8 +17,7 @@ from bench.report import Part, Row
 from offline.bandwidth import Traffic, traffic
 from offline.build_engines import ENGINES
 from offline.external_data import StoredGraph
-from offline.make_checkpoint import complete_config, merge, write_processor
-from offline.random_tokenizer import train_tokenizer
+from offline.make_checkpoint import write_processor
 from offline.random_weights import all_tensors
 from omni_ros.errors import CheckpointError, EngineError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
@@ -33,13 +32,10 @@ Wall time and bytes written. Thinker, Talker and the rest are exported and built
 
 def model(layers: dict[str, int]) -> tuple[dict, np.ndarray]:
     """config.json of the model, with `layers` ({"thinker": 4}, say) instead of its own, and the question's ids int64 [S]."""
-    fewer = {f"{part}_config": {"text_config": {"num_hidden_layers": n}} for part, n in layers.items()}
-    chosen = merge(full_size.DIMENSIONS, fewer)
-    chosen["talker_config"]["accept_hidden_layer"] = chosen["thinker_config"]["text_config"]["num_hidden_layers"] // 2
-    tokenizer = train_tokenizer(chosen["thinker_config"]["text_config"]["vocab_size"])
+    config, tokenizer = full_size.full_size_config(layers)
     with tempfile.TemporaryDirectory() as folder:
         write_processor(Path(folder), tokenizer, full_size.MAX_PIXELS)
-        return complete_config(chosen, tokenizer), ChatTokenizer(Path(folder)).encode(QUESTION)
+        return config, ChatTokenizer(Path(folder)).encode(QUESTION)
 
 
 def make(work: Path, config: dict, layers: dict[str, int], log: Callable[[str], None], fail: Callable[[str], None]) -> None:

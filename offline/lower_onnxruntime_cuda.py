@@ -268,10 +268,13 @@ def write_decode_weights(source: Path, target: Path, shape: dict) -> None:
     inner = shape.get("top_k", 0) * shape.get("moe_intermediate_size", 0) + shape["shared_intermediate_size"]
     group = shape["num_heads"] // shape["num_kv_heads"]
     for name, value, largest in (("rows of", widest, 4096), ("experts", shape.get("num_experts", 0), 256),
-                                 ("experts per token", shape.get("top_k", 0), 15), ("inner values per token", inner, 9830),
-                                 ("query heads per key head", group, shape["head_dim"] // 8)):
+                                 ("experts per token", shape.get("top_k", 0), 15), ("inner values per token", inner, 9728),
+                                 ("codes", shape["vocab_size"] if "num_code_groups" in shape else 0, 4096)):
         if value > largest:
             raise CheckpointError(f"{source}: {name} {value}; GPU kernels take at most {largest}. Use --device cpu or TensorRT")
+    if shape["head_dim"] // 8 % group:  # attention gives each thread the same share of a tile
+        raise CheckpointError(f"{source}: {group} query heads share a key head of {shape['head_dim']} channels; GPU kernels take "
+                              f"a divisor of {shape['head_dim'] // 8}. Use --device cpu or TensorRT")
     stored, data, table = StoredGraph(source), ExternalData(target, "decode.data"), {}
     for name, tensor in stored.tensors.items():
         if name.startswith("const_"):

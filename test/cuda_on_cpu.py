@@ -46,6 +46,7 @@ class CaptureMode(IntEnum):
 
 
 class DeviceAttr(IntEnum):
+    cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrIntegrated = 18
 
 
@@ -180,7 +181,7 @@ class Cuda:
 
     @api(values=1)
     def cudaDeviceGetAttribute(self, attr, device):
-        return int(self.integrated)
+        return {DeviceAttr.cudaDevAttrIntegrated: int(self.integrated), DeviceAttr.cudaDevAttrMultiProcessorCount: 2}[attr]
 
     # ---- streams and events -------------------------------------------------------------------------------------
     def streams(self) -> list[Handle]:

@@ -2,7 +2,6 @@
 import json
 import shutil
 import tempfile
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,6 @@ from omni_ros.errors import EngineError, InputError
 ROWS = 70  # more than two tiles of attention
 
 
-class DeviceAttr(IntEnum):
-    cudaDevAttrIntegrated = 18
-    cudaDevAttrMultiProcessorCount = 16
-
-
-class Gpu(Cuda):
-    cudaDeviceAttr = DeviceAttr
-
-    def cudaDeviceGetAttribute(self, attr, device):
-        return (self.cudaError_t.cudaSuccess, 2) if attr == DeviceAttr.cudaDevAttrMultiProcessorCount \
-            else super().cudaDeviceGetAttribute(attr, device)
-
-
 class SimulatedKernels:
     """Puts the kernels, compiled for the CPU, on the simulated stream."""
 
@@ -50,7 +36,7 @@ class SimulatedKernels:
 
 @pytest.fixture
 def gpu(monkeypatch) -> Cuda:
-    gpu = Gpu()
+    gpu = Cuda()
     monkeypatch.setattr(cuda_device, "import_cuda", lambda: gpu)
     for module in (cuda_decoder, cuda_code_predictor):
         monkeypatch.setattr(module, "Kernels", SimulatedKernels)
@@ -95,7 +81,7 @@ def test_decode_step(built, gpu, name):
         expected = reference.run(inputs)
         logits, hidden = decoder.run(row, position, past)
         likeness.append(min(cosine(logits, expected["logits"]), cosine(hidden, expected[hidden_name])))
-    assert np.median(likeness) > 0.9999 and np.mean(np.array(likeness) > 0.9995) > 0.9, likeness
+    assert min(likeness) > 0.99 and np.median(likeness) > 0.9999 and np.mean(np.array(likeness) > 0.9995) > 0.9, likeness
     assert gpu.calls["cudaMalloc"] == made and gpu.calls["cudaGraphLaunch"] == ROWS
     with pytest.raises(InputError, match="one row"):
         decoder.run(row[:, :-1], position, ROWS)

@@ -83,20 +83,16 @@ def test_a_float32_export_is_refused(engine_dirs, tmp_path, capfd):
     assert "--dtype float16" in capfd.readouterr().err
 
 
-def test_a_head_size_that_the_kernels_cannot_take_is_refused(tmp_path, capfd):
-    odd = {"thinker_config": {"text_config": {"head_dim": 48}}}
-    make_checkpoint(tmp_path / "checkpoint", overrides=odd)
+@pytest.mark.parametrize("text_config, message", [
+    ({"head_dim": 48}, "multiple of 32"),
+    ({"num_experts": 300}, "experts 300; GPU kernels take at most 256"),
+    ({"num_attention_heads": 6}, "3 query heads share a key head of 32 channels"),
+], ids=["head", "experts", "group"])
+def test_a_model_that_the_kernels_cannot_take_is_refused(tmp_path, capfd, text_config, message):
+    make_checkpoint(tmp_path / "checkpoint", overrides={"thinker_config": {"text_config": text_config}})
     run("offline.export_onnx", tmp_path / "checkpoint", tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
     assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
-    assert "multiple of 32" in capfd.readouterr().err
-
-
-def test_a_model_beyond_the_kernels_is_refused(tmp_path, capfd):
-    wide = {"thinker_config": {"text_config": {"num_experts": 300}}}
-    make_checkpoint(tmp_path / "checkpoint", overrides=wide)
-    run("offline.export_onnx", tmp_path / "checkpoint", tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
-    assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
-    assert "experts 300; GPU kernels take at most 256" in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
 def test_a_w4a4_export_is_refused(checkpoints, tmp_path, capfd):

@@ -128,19 +128,7 @@ __device__ __forceinline__ float down_experts(const FeedForward& f, int row, con
   for (int slot = threadIdx.x / WARP; slot < f.top_k; slot += blockDim.x / WARP)
     load_scaled(inner + slot * pitch, f.expert.inner, f.weights[slot], hs + padded(slot * f.expert.inner), lane * 4, WARP * 4);
   __syncthreads();
-  float sum = 0;
-  if (row < f.hidden)
-    for (int first = lane; first < all; first += A * WARP) {
-      if (first >= WARP) fetch(first);
-#pragma unroll
-      for (int a = 0; a < A; a++)
-        if (first + a * WARP < all) {
-          float h[BLOCK];
-          load_block(hs, first + a * WARP, h);
-          sum += e.dot(a, h);
-        }
-    }
-  return sum;
+  return row < f.hidden ? dot_blocks(e, all, hs, fetch) : 0;
 }
 
 template <bool FP4>

@@ -173,12 +173,12 @@ __device__ __forceinline__ void fetch_row(Ahead<FP4, A>& w, const Matrix& m, siz
     if (first + a * WARP < blocks) w.fetch(m, row * blocks + first + a * WARP, a);
 }
 
-// This lane's share of a row times xs, whose first blocks `w` has fetched.
-template <bool FP4, int A>
-__device__ __forceinline__ float dot_row(Ahead<FP4, A>& w, const Matrix& m, size_t row, int blocks, const float* xs) {
+// This lane's share of a product of `blocks` blocks with xs. `w` has fetched the first ones; `fetch(first)` fetches the next.
+template <bool FP4, int A, class Fetch>
+__device__ __forceinline__ float dot_blocks(Ahead<FP4, A>& w, int blocks, const float* xs, Fetch fetch) {
   float sum = 0;
   for (int first = threadIdx.x % WARP; first < blocks; first += A * WARP) {
-    if (first >= WARP) fetch_row(w, m, row, blocks, first);
+    if (first >= WARP) fetch(first);
 #pragma unroll
     for (int a = 0; a < A; a++)
       if (first + a * WARP < blocks) {
@@ -188,4 +188,9 @@ __device__ __forceinline__ float dot_row(Ahead<FP4, A>& w, const Matrix& m, size
       }
   }
   return sum;
+}
+
+template <bool FP4, int A>
+__device__ __forceinline__ float dot_row(Ahead<FP4, A>& w, const Matrix& m, size_t row, int blocks, const float* xs) {
+  return dot_blocks(w, blocks, xs, [&](int first) { fetch_row(w, m, row, blocks, first); });
 }
