@@ -13,7 +13,7 @@ setup(
     maintainer="omni_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[NAME, f"{NAME}.*", "offline", "offline.*"]),
-    package_data={NAME: ["engines/decode/*.cu"]},
+    package_data={NAME: ["engines/decode/*.cu", "engines/prefill/*.cu"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

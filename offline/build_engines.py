@@ -17,8 +17,9 @@ from tqdm import tqdm
 from offline import bandwidth
 from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
+from offline.cuda_weights import write_weights
 from offline.lower_onnxruntime import Lowering
-from offline.lower_onnxruntime_cuda import CudaLowering, write_decode_weights
+from offline.lower_onnxruntime_cuda import CudaLowering
 from omni_ros import __version__
 from omni_ros.engines.tensorrt_package import import_tensorrt
 from omni_ros.errors import CheckpointError, OmniError
@@ -57,12 +58,13 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
         config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
         with atomic_directory(engines_root / name) as directory:
             _copy_sidecars(source, directory)
-            if name != "code_predictor":
-                CudaLowering(source, directory, config["limits"]["capacity"] if "decoder" in config else 0).run(config["limits"])
-            if "decoder" in config:
-                write_decode_weights(source, directory, config["decoder"])
             config["device"] = "cuda"
-            _write_config(directory, config, "as exported", config["dtype"])
+            if "decoder" in config:
+                write_weights(source, directory, config["decoder"])
+                _write_config(directory, config, "as exported", "float32")  # what goes in and out
+            else:
+                CudaLowering(source, directory).run(config["limits"])
+                _write_config(directory, config, "as exported", config["dtype"])
     return present
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offline.external_data import NUMPY_TYPE, ExternalData, StoredGraph
+from offline.external_data import NUMPY_TYPE, ExternalData, StoredGraph, in_parallel
 from offline.graphs.builder import DOMAIN
 from offline.graphs.builder import OPSET as EXPORT_OPSET
 
@@ -69,11 +69,10 @@ class Lowering:
         experts, inner, hidden = self.stored.shape(gate)
 
         def gate_up() -> Iterator[np.ndarray]:  # rows alternate gate, up: the layout of swiglu_fusion=1
-            for e in range(experts):
-                yield np.stack([self.stored.read(gate, e), self.stored.read(up, e)], axis=1).reshape(2 * inner, hidden)
+            return in_parallel(lambda e: np.stack([self.stored.read(gate, e), self.stored.read(up, e)], axis=1), experts)
 
         def downs() -> Iterator[np.ndarray]:
-            return (self.stored.read(down, e) for e in range(experts))
+            return in_parallel(lambda e: self.stored.read(down, e), experts)
 
         attributes = dict(k=a["top_k"], normalize_routing_weights=a["normalize"], activation_type="swiglu",
                           swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0)

@@ -34,9 +34,9 @@ class CudaCodePredictor:
             keys, values = ([self.device.memory(cache) for _ in range(shape["num_layers"])] for _ in "kv")
             self.layers = Layers(self.device, kernels, self.weights, shape, "model.", keys, values, self.rows)
             steps = np.arange(self.rows)
-            self.past = self.layers.constant(steps.astype(np.int32))
-            turns = map(Rotation(shape), np.repeat(steps[:, None], 3, axis=1).astype(np.float32))
-            self.turn, self.turn_bytes = self.layers.constant(np.concatenate(list(turns))), float_bytes(shape["head_dim"])
+            self.past = self.device.constant(steps.astype(np.int32))
+            turns = Rotation(shape)(np.repeat(steps[None], 3, axis=0).astype(np.float32))
+            self.turn, self.turn_bytes = self.device.constant(turns), float_bytes(shape["head_dim"])
             self.logits, self.x = (self.device.memory(float_bytes(n)) for n in (shape["vocab_size"], self.hidden))
             # last_hidden, code0_embed, noise; the codes as int64, embed_sum
             self.pinned_in = self.device.pinned(float_bytes(2 * self.hidden + (self.rows - 1) * self.noise_width))

@@ -102,6 +102,14 @@ class CudaDevice:
         self.undo.callback(self.cuda.cudaFreeHost, address)
         return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
 
+    def constant(self, array: np.ndarray) -> int:
+        """The address of a copy of `array` in GPU memory."""
+        pinned, address = self.pinned(array.nbytes), self.memory(array.nbytes)
+        pinned[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.upload(address, pinned)
+        self.wait()
+        return address
+
     # ---- work for the stream ----------------------------------------------------------------------------------------
     def upload(self, address: int, pinned: np.ndarray) -> None:
         self._copy(address, pinned.ctypes.data, pinned.nbytes, self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice)

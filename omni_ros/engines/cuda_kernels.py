@@ -1,5 +1,6 @@
-"""The kernels of decode/ on the GPU: compiled by NVRTC when an engine is loaded, their argument types, and their weights."""
+"""The kernels of decode/ and prefill/ on the GPU: compiled by NVRTC when an engine is loaded, their arguments, their weights."""
 import ctypes
+import functools
 import importlib
 import json
 import math
@@ -11,8 +12,13 @@ import numpy as np
 from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.errors import EngineError
 
-SOURCES = [Path(__file__).with_name("decode") / f"{name}.cu" for name in (
-    "rows", "project", "attend", "feed_forward", "sample")]
+HERE = Path(__file__).parent
+SOURCES = [HERE / f"{name}.cu" for name in (
+    "decode/rows", "decode/project", "decode/attend", "decode/feed_forward", "decode/sample",
+    "prefill/tiles", "prefill/multiply", "prefill/norm", "prefill/experts", "prefill/attend_rows")]
+NAMES = ("project", "attend", "gate_up", "down", "sample",
+         "multiply", "norm_rows", "to_halves", "last_row", "route_rows", "place", "gate_up_tiles", "down_tiles", "rotate_rows",
+         "attend_rows")
 CHUNK = 1 << 26  # bytes of a weight file that are read and sent at a time
 
 
@@ -43,6 +49,21 @@ class FeedForward(ctypes.Structure):
                 ("weights", ctypes.c_void_p), ("gated", ctypes.c_int), ("hidden", ctypes.c_int)]
 
 
+class Product(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_void_p), ("K", ctypes.c_int), ("bias", ctypes.c_void_p), ("out", ctypes.c_void_p),
+                ("add", ctypes.c_int), ("rows", ctypes.c_void_p)]
+
+
+class Pending(ctypes.Structure):
+    _fields_ = [("routed", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("position", ctypes.c_void_p), ("top_k", ctypes.c_int),
+                ("shared", ctypes.c_void_p), ("logits", ctypes.c_void_p), ("experts", ctypes.c_int), ("gated", ctypes.c_int),
+                ("accepted", ctypes.c_void_p), ("features", ctypes.c_void_p), ("visual", ctypes.c_void_p)]
+
+
+class Group(ctypes.Structure):
+    _fields_ = [("tiles", ctypes.c_void_p), ("experts", ctypes.c_int), ("top_k", ctypes.c_int), ("rows", ctypes.c_void_p)]
+
+
 class Kernels:
     """The kernels for one model's head size, on one device's stream."""
 
@@ -57,9 +78,8 @@ class Kernels:
                               "CUDA version (12 or 13) that nvidia-smi shows") from e
         module = self._call(self.driver.cuModuleLoadData, image)
         device.undo.callback(self.driver.cuModuleUnload, module)
-        names = ("project", "attend", "gate_up", "down", "sample")
         self.overlap = int(target[3:]) >= 90  # rows.cu: wait_for_previous
-        self.functions = {name: self._call(self.driver.cuModuleGetFunction, module, name.encode()) for name in names}
+        self.functions = {name: self._call(self.driver.cuModuleGetFunction, module, name.encode()) for name in NAMES}
 
     def launch(self, name: str, grid: tuple[int, int], block: int, shared: int, *arguments: object) -> None:
         """Put one kernel on the stream. `arguments` are ctypes values, as the kernel declares them."""
@@ -93,17 +113,18 @@ def source() -> str:
     return "".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in SOURCES)
 
 
+@functools.cache
 def compile_kernels(target: str, head_dim: int, group: int) -> bytes:
-    """decode/ as machine code for a GPU such as "sm_110"; `group` query heads share a key head. Needs no GPU."""
+    """All of them as machine code for a GPU such as "sm_110"; `group` query heads share a key head. Needs no GPU."""
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     options = [o.encode() for o in (f"--gpu-architecture={target}", "--std=c++17", f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}")]
-    _, program = nvrtc.nvrtcCreateProgram(source().encode(), b"decode.cu", 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(source().encode(), b"kernels.cu", 0, [], [])
     try:
         error, = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = bytes(nvrtc.nvrtcGetProgramLogSize(program)[1])
             nvrtc.nvrtcGetProgramLog(program, log)
-            raise EngineError(f"{SOURCES[0].parent}: does not compile for {target}: {log.decode(errors='replace').strip()}")
+            raise EngineError(f"{HERE}: does not compile for {target}: {log.decode(errors='replace').strip()}")
         image = bytes(nvrtc.nvrtcGetCUBINSize(program)[1])
         nvrtc.nvrtcGetCUBIN(program, image)
     finally:
@@ -118,13 +139,13 @@ class Tensor:
 
 
 class DeviceWeights:
-    """The tensors of decode.json, whose bytes are in decode.data, in GPU memory under the checkpoint's names."""
+    """The tensors of weights.json, whose bytes are in weights.data, in GPU memory under the checkpoint's names."""
 
     def __init__(self, device: CudaDevice, directory: Path):
-        table = directory / "decode.json"
+        table = directory / "weights.json"
         try:
             entries = json.loads(table.read_text())
-            data = np.memmap(directory / "decode.data", np.uint8, mode="r")
+            data = np.memmap(directory / "weights.data", np.uint8, mode="r")
             base = device.memory(len(data))
             self.tensors = {name: Tensor(base + e["offset"], tuple(e["shape"])) for name, e in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -141,7 +162,7 @@ class DeviceWeights:
 
     def tensor(self, name: str) -> Tensor:
         if name not in self.tensors:
-            raise EngineError(f"decode.json lacks {name}; build the engine again")
+            raise EngineError(f"weights.json lacks {name}; build the engine again")
         return self.tensors[name]
 
     def address(self, name: str) -> ctypes.c_void_p:

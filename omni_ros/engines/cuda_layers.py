@@ -39,15 +39,6 @@ class Layers:
         self.inner = memory(float_bytes(self.slots, self.pitch))
         device.zero(self.arrived, 4 * kv_heads)
 
-    def constant(self, array: np.ndarray) -> int:
-        """A copy of `array` in GPU memory."""
-        pinned = self.device.pinned(array.nbytes)
-        pinned[:] = array.view(np.uint8)
-        address = self.device.memory(array.nbytes)
-        self.device.upload(address, pinned)
-        self.device.wait()
-        return address
-
     def forward(self, layer: int, x: int, past: int, turn: int) -> None:
         """x float32 [hidden], in place; past int32 [] rows are in the cache; turn float32 [head_dim], of `rotation`."""
         name, s = f"{self.prefix}layers.{layer}", self.shape
@@ -107,7 +98,7 @@ class Rotation:
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         self.inv_freq = (1 / shape["rope_theta"] ** exponent).astype(np.float32)
 
-    def __call__(self, position: np.ndarray) -> np.ndarray:
-        """position float32 [3] -> float32 [head_dim]: cosines, then sines."""
-        angle = position[self.axis] * self.inv_freq
-        return np.concatenate([np.cos(angle), np.sin(angle)])
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """positions float32 [3, S] -> float32 [S, head_dim]: cosines, then sines."""
+        angles = positions[self.axis].T * self.inv_freq
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)

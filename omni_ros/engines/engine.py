@@ -1,11 +1,13 @@
 """An engine is a graph plus its state. Callers give named arrays and get named arrays; caches never leave the backend."""
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from omni_ros.engines.sidecar import check_sidecar
+from omni_ros.engines import cuda_device
+from omni_ros.engines.sidecar import Projection, check_sidecar
 from omni_ros.errors import EngineError, KVCacheFullError
 
 
@@ -40,9 +42,15 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
     directory = Path(directory)
     config = read_config(directory)
     check_files(directory, config)
+    if config.get("device") == "cuda" and cuda_device.gpu_target() is None:
+        raise EngineError(f"{directory}: built for a GPU, and none answers here (nvidia-smi shows what the driver sees); or "
+                          "build the engines with --device cpu")
     if config["engine"] == "code_predictor" and config.get("device") == "cuda":
         from omni_ros.engines.cuda_code_predictor import CudaCodePredictor  # cuda-python, only when used
         return CudaCodePredictor(directory, config)
+    if "decoder" in config and config.get("device") == "cuda":
+        from omni_ros.engines.cuda_decoder import CudaDecoder  # cuda-python, only when used
+        return CudaDecoder(directory, config)
     if config["backend"] == "onnxruntime" and config.get("device") == "cuda":
         from omni_ros.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine  # heavy import, only when used
         return OnnxRuntimeCudaEngine(directory, config, threads)
@@ -54,6 +62,14 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
         return TensorRTEngine(directory, config)
     raise EngineError(f"{directory / 'config.json'}: backend {config['backend']!r} is not available here; "
                       "build the engines with --backend onnxruntime")
+
+
+def open_projection(talker: Engine, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """One of the Talker's projections, [n, Thinker's hidden] -> [n, Talker's hidden], float32, where the Talker runs."""
+    if talker.config.get("device") == "cuda":
+        from omni_ros.engines.cuda_projection import CudaProjection  # cuda-python, only when used
+        return CudaProjection(talker.directory / name, talker.config["decoder"])
+    return Projection(talker.directory / name)
 
 
 class Section(dict):

@@ -1,7 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU. State stays on the device; a decoder's single-row step is a CUDA graph of our own kernels.
-
-A decoder's `model.onnx` takes any number of rows (prefill) and writes the KV cache that cuda_decoder.py goes on with.
-"""
+"""ONNX Runtime on an NVIDIA GPU: encoders and Code2Wav. State stays on the device."""
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.engines.engine import check_rows
 from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, load_session
 from omni_ros.errors import EngineError, InputError
@@ -28,14 +24,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             raise EngineError(f"{directory}: built for a GPU, but this ONNX Runtime has no CUDA provider; install "
                               "onnxruntime-gpu, or build the engines with --device cpu")
-        if gpu_target() is None:
-            raise EngineError(f"{directory}: built for a GPU, and none answers here (nvidia-smi shows what the driver sees); or "
-                              "build the engines with --device cpu")
         ort.preload_dlls()
-        # Otherwise a prompt of a new length costs a turn 0.1 s for cuDNN's plan of its attention, and seconds for MoE nodes
-        # that time all their kernels.
+        # Otherwise a prompt of a new length costs a turn 0.1 s for cuDNN's plan of its attention.
         os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
-        os.environ.setdefault("ORT_FORCE_DETERMINISTIC_MOE", "1")
         # The provider keeps handles per thread that take 100 ms to make, and a turn's stages are new threads.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=config["engine"])
         self.directory, self.config, self.length = directory, config, 0
@@ -51,14 +42,6 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         self.output_names = [o["name"] for o in config["outputs"]]
         self.buffers = [_on_device(s) for s in config["state"]]
         self.spares = [b if s["in_place"] else _on_device(s) for s, b in zip(config["state"], self.buffers)]
-        self.decoder = None
-        if "decoder" in config:
-            from omni_ros.engines.cuda_decoder import CudaDecoder  # cuda-python, which other engines do without
-
-            address = {s["input"]: b.data_ptr() for s, b in zip(config["state"], self.buffers)}
-            layers = range(config["decoder"]["num_layers"])
-            caches = [[address[f"past_{kind}_{i}"] for i in layers] for kind in ("key", "value")]
-            self.decoder = CudaDecoder(directory, config, *caches)
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -73,14 +56,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if inputs.keys() != self.inputs.keys():
             raise InputError(f"{self.config['engine']} takes {sorted(self.inputs)}, got {sorted(inputs)}")
         rows = check_rows(self, inputs)
-        step = self.decoder and rows == 1 and not ("deepstack" in inputs and inputs["deepstack"].any())
-        outputs = self._step(inputs) if step else self._run(inputs)
+        outputs = self._run(inputs)
         self.length += rows
         return outputs
-
-    def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        logits, hidden = self.decoder.run(inputs["inputs_embeds"], inputs["position_ids"], self.length)
-        return {name: logits if name == "logits" else hidden for name in self.output_names}
 
     def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         binding = self.session.io_binding()

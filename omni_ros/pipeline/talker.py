@@ -6,8 +6,8 @@ assistant rows. Each step adds one reply token's text to the codes of the last f
 """
 import numpy as np
 
-from omni_ros.engines.engine import Engine
-from omni_ros.engines.sidecar import Embedding, Projection
+from omni_ros.engines.engine import Engine, open_projection
+from omni_ros.engines.sidecar import Embedding
 from omni_ros.errors import EngineError, PromptTooLongError, UnknownSpeakerError
 from omni_ros.pipeline.code_predictor import CodePredictor
 from omni_ros.pipeline.positions import mrope_positions
@@ -27,8 +27,8 @@ class Talker:
             raise EngineError(f"{engine.directory}: needs a Thinker and a CodePredictor of widths {wanted}, these have {found}; "
                               "export and build all engines from one checkpoint")
         self.codec_embedding = Embedding(engine.directory / "embedding.safetensors")
-        self.text_projection = Projection(engine.directory / "text_projection.safetensors")
-        self.hidden_projection = Projection(engine.directory / "hidden_projection.safetensors")
+        self.text_projection, self.hidden_projection = (
+            open_projection(engine, f"{name}_projection.safetensors") for name in ("text", "hidden"))
         limits = engine.config["limits"]
         self.capacity, self.max_input_len = limits["capacity"], limits["max_input_len"]
         self.eos = self.model["codec_eos_token_id"]

@@ -128,6 +128,33 @@ inline unsigned short float_to_half(float f) {
   if (rest < 0x38800000) return sign | (unsigned)rintf(fabsf(f) * 0x1p24f);
   return sign | (rest + 0xfff + (rest >> 13 & 1) - (112u << 23)) >> 13;
 }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = (uint64_t)high << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; i++) result |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
+inline unsigned multiply_halves(unsigned a, unsigned b) {
+  return float_to_half(half_to_float(a & 0xffff) * half_to_float(b & 0xffff)) |
+         (unsigned)float_to_half(half_to_float(a >> 16) * half_to_float(b >> 16)) << 16;
+}
+// PTX's mma.m16n8k16 with float16 operands and float32 sums.
+inline void mma(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  using cuda_on_cpu::exchange;
+  const char* name = "mma";
+  uint64_t low[32], high[32], other[32];  // of all lanes: rows 0 to 7 of a, rows 8 to 15, b
+  memcpy(low, exchange(name, 0xffffffffu, (uint64_t)a[2] << 32 | a[0]), sizeof(low));
+  memcpy(high, exchange(name, 0xffffffffu, (uint64_t)a[3] << 32 | a[1]), sizeof(high));
+  memcpy(other, exchange(name, 0xffffffffu, (uint64_t)b1 << 32 | b0), sizeof(other));
+  const int group = cuda_on_cpu::lane() / 4, quad = cuda_on_cpu::lane() % 4;
+  for (int k = 0; k < 16; k++) {  // lane k / 2 % 4 of a row has channel k, in the k / 8 * 2 + k % 2-th of its four halves
+    const int lane = k / 2 % 4, shift = 16 * (k / 8 * 2 + k % 2);
+    for (int i = 0; i < 4; i++) {
+      const uint64_t w = (i < 2 ? low : high)[group * 4 + lane] >> shift, x = other[(quad * 2 + i % 2) * 4 + lane] >> shift;
+      sum[i] += half_to_float(w & 0xffff) * half_to_float(x & 0xffff);
+    }
+  }
+}
 struct __half { unsigned short bits; };
 struct alignas(4) __half2 { __half x, y; };
 inline float __half2float(__half h) { return half_to_float(h.bits); }
