@@ -1,4 +1,4 @@
-"""The Thinker or the Talker on an NVIDIA GPU: two recorded CUDA graphs over one KV cache, one for a row, one for many.
+"""The Thinker or the Talker on an NVIDIA GPU: recorded CUDA graphs over one KV cache, one for a row, others for many.
 
 Memory is allocated once. Copies in and out of the one-row graph are part of it; those of a prompt are as long as the prompt.
 """
@@ -13,7 +13,8 @@ from omni_ros.engines.cuda_prefill import Prefill
 from omni_ros.engines.engine import check_rows
 from omni_ros.errors import InputError
 
-MOST_ROWS = 1024  # of a prompt at a time: each run reads every weight once
+# Rows of a prompt at a time, at most (each run reads every weight once), and what shorter ones have a graph of their own for.
+MOST_ROWS, FEWER_ROWS = 1024, (64, 256)
 
 
 class CudaDecoder:
@@ -56,7 +57,10 @@ class CudaDecoder:
             self._send(np.zeros((1, self.hidden), np.float32), np.zeros((3, 1), np.float32), None, 0)
             self._prompt()
             self.device.wait()
-            self.one_row, self.many_rows = self.device.capture(self._step), self.device.capture(self._prompt)
+            self.one_row, self.many_rows = self.device.capture(self._step), {}
+            for rows in sorted({*(n for n in FEWER_ROWS if n < self.most), self.most}):
+                self.prefill.grid = rows
+                self.many_rows[rows] = self.device.capture(self._prompt)
         except BaseException:
             self.device.close()
             raise
@@ -122,7 +126,7 @@ class CudaDecoder:
         for i in range(0, len(x), self.most):
             part = slice(i, i + self.most)
             self._send(x[part], positions[:, part], None if features is None else features[:, part], self.length + i)
-            self.device.launch(self.many_rows)
+            self.device.launch(next(graph for rows, graph in self.many_rows.items() if len(x[part]) <= rows))
             accepted = self.pinned_accepted[:hidden[part].nbytes]
             if self.accept:
                 self.device.download(accepted, self.accepted)

@@ -2,7 +2,7 @@
 
 Per layer: norm | queries, keys and values | rotation into the cache | attention | output | norm | router | routing | sorting by
 expert | gate and up | down. The next norm adds what the experts made. All work goes onto the device's stream, to be recorded as
-one CUDA graph for up to `most` rows: how many there are is read on the GPU, and thread blocks beyond them end at once.
+a CUDA graph for up to `grid` rows: how many there are is read on the GPU, and thread blocks beyond them end at once.
 """
 import ctypes
 import math
@@ -44,8 +44,8 @@ class Prefill:
         self.hidden, heads, head_dim = shape["hidden_size"], shape["num_heads"], shape["head_dim"]
         self.experts, self.top_k = shape["num_experts"], shape["top_k"]
         self.shared = bool(shape["shared_intermediate_size"])
+        self.grid = most  # how many rows the graph that is being recorded is for
         pairs, memory = most * self.top_k, device.memory
-        self.slots = pairs // TOKENS + self.experts
         self.counts = memory(4 * 3)
         self.rows, self.past, self.visual = (self.counts + 4 * i for i in range(3))
         self.x, self.turns = memory(float_bytes(most, self.hidden)), memory(float_bytes(most, head_dim))
@@ -56,7 +56,7 @@ class Prefill:
         self.q, self.attended = halves(most, heads, head_dim), halves(most, heads, head_dim)
         self.logits = memory(float_bytes(most, self.experts + 1))
         self.ids, self.routed, self.position, self.row = (memory(4 * pairs) for _ in range(4))
-        self.tiles = memory(3 * 4 * self.slots)
+        self.tiles = memory(3 * 4 * (pairs // TOKENS + self.experts))
         self.expert_inner = halves(pairs, shape["moe_intermediate_size"])
         self.expert_out = memory(float_bytes(pairs, self.hidden))
         self.shared_inner = halves(most, shape["shared_intermediate_size"])
@@ -71,9 +71,9 @@ class Prefill:
         rotary = Rotary(*norms, s["rms_norm_eps"], self.turns)
         q, attended, past, rows = map(ctypes.c_void_p, (self.q, self.attended, self.past, self.rows))
         cache, capacity = [ctypes.c_void_p(a[layer]) for a in (self.keys, self.values)], ctypes.c_int(self.capacity)
-        self.kernels.launch("rotate_rows", (self.most, math.ceil((heads + 2 * kv_heads) / 8)), 256, 0, ctypes.c_void_p(self.qkv),
+        self.kernels.launch("rotate_rows", (self.grid, math.ceil((heads + 2 * kv_heads) / 8)), 256, 0, ctypes.c_void_p(self.qkv),
                             rotary, q, *cache, past, ctypes.c_int(heads), ctypes.c_int(kv_heads), capacity, rows)
-        self.kernels.launch("attend_rows", (kv_heads, math.ceil(self.most / QUERIES)), WARP * (heads // kv_heads), 0, q, *cache,
+        self.kernels.launch("attend_rows", (kv_heads, math.ceil(self.grid / QUERIES)), WARP * (heads // kv_heads), 0, q, *cache,
                             past, capacity, attended, rows)
         self._product([f"{attention}.o_proj.weight"], self.attended, self.x, add=True)
         self._norm(f"{name}.post_attention_layernorm.weight", Pending())
@@ -95,7 +95,7 @@ class Prefill:
 
     def _norm(self, gamma: str | None, pending: Pending) -> None:
         weight, out = (self.weights.address(gamma), self.normed) if gamma else (ctypes.c_void_p(), None)
-        self.kernels.launch("norm_rows", (self.most, 1), 256, 0, ctypes.c_void_p(self.x), ctypes.c_int(self.hidden), pending,
+        self.kernels.launch("norm_rows", (self.grid, 1), 256, 0, ctypes.c_void_p(self.x), ctypes.c_int(self.hidden), pending,
                             weight, ctypes.c_float(self.shape["rms_norm_eps"]), ctypes.c_void_p(out), ctypes.c_void_p(self.rows))
 
     def _feed_forward(self, name: str) -> None:
@@ -105,13 +105,14 @@ class Prefill:
                         ids=self.ids, weights=self.routed, gated=len(gates) - 1, hidden=self.hidden)
         f.expert = self.weights.swiglu(*(f"{name}.experts.{p}_proj" for p in ("gate", "up", "down")))
         rows, ids, position, row, tiles = map(ctypes.c_void_p, (self.rows, self.ids, self.position, self.row, self.tiles))
-        self.kernels.launch("route_rows", (math.ceil(self.most / 4), 1), 128, 0, f, rows)
+        self.kernels.launch("route_rows", (math.ceil(self.grid / 4), 1), 128, 0, f, rows)
         self.kernels.launch("place", (self.experts, 1), 256, 0, ids, ctypes.c_int(self.top_k), position, row, tiles, rows)
-        self._swiglu(f.expert, Group(self.tiles, self.experts, self.top_k, self.rows), self.slots, self.row, self.expert_inner,
+        slots = self.grid * self.top_k // TOKENS + self.experts
+        self._swiglu(f.expert, Group(self.tiles, self.experts, self.top_k, self.rows), slots, self.row, self.expert_inner,
                      self.expert_out)
         if self.shared:
             shared = self.weights.swiglu(*(f"{name}.shared_expert.{p}_proj.weight" for p in ("gate", "up", "down")))
-            self._swiglu(shared, Group(rows=self.rows), math.ceil(self.most / TOKENS), None, self.shared_inner, self.shared_out)
+            self._swiglu(shared, Group(rows=self.rows), math.ceil(self.grid / TOKENS), None, self.shared_inner, self.shared_out)
 
     def _swiglu(self, weights: SwiGLU, group: Group, slots: int, row: int | None, inner: int, out: int) -> None:
         x, hidden, inner = ctypes.c_void_p(self.normed), ctypes.c_int(self.hidden), ctypes.c_void_p(inner)
@@ -123,7 +124,7 @@ class Prefill:
     def _product(self, names: list[str], x: int, out: int, add: bool = False) -> None:
         stacked, outputs = self.weights.stacked(*names)
         width = self.weights.tensor(names[0]).shape[-1]
-        multiply(self.kernels, stacked, outputs, self.most, Product(x, width, None, out, add, self.rows))
+        multiply(self.kernels, stacked, outputs, self.grid, Product(x, width, None, out, add, self.rows))
 
     def last_row(self, out: int) -> None:
         """out float32 [hidden] = the last row of x."""

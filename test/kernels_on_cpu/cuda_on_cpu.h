@@ -138,6 +138,11 @@ inline unsigned multiply_halves(unsigned a, unsigned b) {
   return float_to_half(half_to_float(a & 0xffff) * half_to_float(b & 0xffff)) |
          (unsigned)float_to_half(half_to_float(a >> 16) * half_to_float(b >> 16)) << 16;
 }
+inline void copy_async(void* shared, const void* from, bool there) {  // at once
+  *(uint4*)shared = there ? *(const uint4*)from : uint4{0, 0, 0, 0};
+}
+inline void end_copies() {}
+template <int PENDING> inline void wait_for_copies() {}
 // PTX's mma.m16n8k16 with float16 operands and float32 sums.
 inline void mma(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   using cuda_on_cpu::exchange;

@@ -63,7 +63,8 @@ struct Group {
 
 template <bool FP4>
 __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, const int* row, const half_bits* x, int H,
-                                             half_bits* inner) {
+                                             half_bits* inner,
+                                             half_bits* tiles) {
   const int output = blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
   Row w[2][2];
 #pragma unroll
@@ -77,7 +78,7 @@ __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, con
   float sum[2][TOKENS / 8][4] = {};
   multiply_tile<FP4, 2>(w, H, t.tokens, sum, [&](Tokens& from) {
     from.find(t.tokens, [&](int token) { return x + (size_t)(row ? row[t.first + token] : t.first + token) * H; });
-  });
+  }, tiles);
   store_tile<2>(t.tokens, sum, [&](int token, int r, const float (&value)[2]) {
     const float a = value[0] * gate_2, b = value[1] * up_2;
     if (output + 8 * r < e.inner)
@@ -86,17 +87,19 @@ __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, con
 }
 
 // inner [pairs, inner] = silu(gate x) * up x, both in pair order; x [rows, H].
-extern "C" __global__ void __launch_bounds__(128) gate_up_tiles(SwiGLU e, Group g, const int* row, const half_bits* x, int H,
+extern "C" __global__ void __launch_bounds__(128, 3) gate_up_tiles(SwiGLU e, Group g, const int* row, const half_bits* x, int H,
                                                                half_bits* inner) {
+  __shared__ __align__(16) half_bits tiles[TILE_HALVES];
   wait_for_previous();
   const Tile t = g.tile();
   if (t.tokens <= 0) return;
-  if (e.gate.scale) gate_up_tile<true>(e, t, row, x, H, inner);
-  else gate_up_tile<false>(e, t, row, x, H, inner);
+  if (e.gate.scale) gate_up_tile<true>(e, t, row, x, H, inner, tiles);
+  else gate_up_tile<false>(e, t, row, x, H, inner, tiles);
 }
 
 template <bool FP4>
-__device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool routed, const half_bits* inner, int H, float* out) {
+__device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool routed, const half_bits* inner, int H, float* out,
+                                          half_bits* tiles) {
   const int output = blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
   Row w[1][2];
 #pragma unroll
@@ -106,7 +109,7 @@ __device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool r
   float sum[1][TOKENS / 8][4] = {};
   multiply_tile<FP4, 1>(w, e.inner, t.tokens, sum, [&](Tokens& from) {
     from.find(t.tokens, [&](int token) { return inner + (size_t)(t.first + token) * e.inner; });
-  });
+  }, tiles);
   store_tile<1>(t.tokens, sum, [&](int token, int r, const float (&value)[1]) {
     if (output + 8 * r < H) out[(size_t)(t.first + token) * H + output + 8 * r] = value[0] * scale;
   });
@@ -114,9 +117,10 @@ __device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool r
 
 // out [pairs, H] = down inner; norm_rows weighs and adds what belongs to a row.
 extern "C" __global__ void __launch_bounds__(128) down_tiles(SwiGLU e, Group g, const half_bits* inner, int H, float* out) {
+  __shared__ __align__(16) half_bits tiles[TILE_HALVES];
   wait_for_previous();
   const Tile t = g.tile();
   if (t.tokens <= 0) return;
-  if (e.down.scale) down_tile<true>(e, t, g.tiles, inner, H, out);
-  else down_tile<false>(e, t, g.tiles, inner, H, out);
+  if (e.down.scale) down_tile<true>(e, t, g.tiles, inner, H, out, tiles);
+  else down_tile<false>(e, t, g.tiles, inner, H, out, tiles);
 }

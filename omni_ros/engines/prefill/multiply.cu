@@ -10,7 +10,7 @@ struct Product {
 };
 
 template <bool FP4>
-__device__ __forceinline__ void multiply_rows(const Stacked& m, const Product& p) {
+__device__ __forceinline__ void multiply_rows(const Stacked& m, const Product& p, half_bits* tiles) {
   const int total = m.rows[0] + m.rows[1] + m.rows[2], rows = *p.rows, first = blockIdx.y * TOKENS;
   if (first >= rows) return;
   const int tokens = rows - first < TOKENS ? rows - first : TOKENS;
@@ -33,7 +33,7 @@ __device__ __forceinline__ void multiply_rows(const Stacked& m, const Product& p
   multiply_tile<FP4, 1>(w, p.K, tokens, sum, [&](Tokens& from) {
     wait_for_previous();
     from.find(tokens, [&](int token) { return p.x + (size_t)(first + token) * p.K; });
-  });
+  }, tiles);
   store_tile<1>(tokens, sum, [&](int token, int r, const float (&value)[1]) {
     const int row = output + 8 * r;
     if (row >= total) return;
@@ -44,6 +44,7 @@ __device__ __forceinline__ void multiply_rows(const Stacked& m, const Product& p
 
 // Block (b, t): outputs b OUTPUTS ... of tokens t TOKENS ...; matrices all NVFP4 or all float16.
 extern "C" __global__ void __launch_bounds__(128) multiply(Stacked m, Product p) {
-  if (m.matrix[0].scale) multiply_rows<true>(m, p);
-  else multiply_rows<false>(m, p);
+  __shared__ __align__(16) half_bits tiles[TILE_HALVES];
+  if (m.matrix[0].scale) multiply_rows<true>(m, p, tiles);
+  else multiply_rows<false>(m, p, tiles);
 }

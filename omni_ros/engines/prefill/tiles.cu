@@ -8,8 +8,10 @@
 constexpr int TOKENS = 32;              // rows of activations in a tile
 constexpr int DEPTH = 64;               // channels at a time: a BLOCK for each of the four lanes that share a row
 constexpr int TILE_PITCH = DEPTH + 8;   // halves from row to row in shared memory: no bank conflicts
+constexpr int STAGES = 4;                // tiles of activations in shared memory: one in use, the others on their way
 constexpr int TILE_WARPS = 4;
 constexpr int OUTPUTS = 16 * TILE_WARPS;  // rows of the matrix for each thread block
+constexpr int TILE_HALVES = STAGES * TOKENS * TILE_PITCH;
 constexpr float CODE_UNIT = 256;          // see Weights<true>
 
 #ifndef CUDA_ON_CPU
@@ -23,6 +25,17 @@ __device__ __forceinline__ unsigned multiply_halves(unsigned a, unsigned b) {
   unsigned product;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
   return product;
+}
+// 16 bytes of device memory to shared memory, or zeros where not `there`; they have come once `wait_for_copies` says so, and seen by other threads
+// after a barrier. Each call of `end_copies` closes a group; all but the `pending` newest groups are waited for.
+__device__ __forceinline__ void copy_async(void* shared, const void* from, bool there) {
+  const unsigned to = (unsigned)__cvta_generic_to_shared(shared), size = there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
+}
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 #endif
 
@@ -100,15 +113,14 @@ struct Tokens {
 };
 
 // sum [M][TOKENS / 8] += rows w[m][0] and w[m][1] (this lane's two of its warp's 16) times up to TOKENS activations. Weights are
-// asked for first; `ready` then finds the activations. All threads of the block call it.
+// asked for first; `ready` then finds the activations. All threads of the block call it, once; `tiles` is shared memory for it.
 template <bool FP4, int M, class Ready>
-__device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int tokens, float (&sum)[M][TOKENS / 8][4], Ready ready) {
-  constexpr int A = FP4 ? 4 : 2;  // steps of weights on their way
-  __shared__ __align__(16) half_bits tile[2][TOKENS * TILE_PITCH];
+__device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int tokens, float (&sum)[M][TOKENS / 8][4], Ready ready,
+                                              half_bits* tiles) {
+  constexpr int A = FP4 ? 5 - M : 2 / M;  // steps of weights on their way
   const int lane = threadIdx.x % WARP, group = lane / 4, quad = lane % 4;
   const int blocks = K / BLOCK, steps = (K + DEPTH - 1) / DEPTH;
   Weights<FP4> ahead[A][M][2];
-  uint4 next[Tokens::EACH];
   Tokens from;
   auto fetch = [&](int step, Weights<FP4>(&to)[M][2]) {
     const int block = step * 4 + quad;
@@ -120,28 +132,29 @@ __device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int t
         else to[m][r].clear();
   };
   const int column = threadIdx.x % (DEPTH / 8) * 8;
-  auto fetch_tokens = [&](int step) {
+  auto copy_tokens = [&](int step) {
+    half_bits* to = tiles + step % STAGES * TOKENS * TILE_PITCH + threadIdx.x / (DEPTH / 8) * TILE_PITCH + column;
 #pragma unroll
     for (int e = 0; e < Tokens::EACH; e++)
-      next[e] = from.x[e] && step * DEPTH + column < K ? *(const uint4*)(from.x[e] + step * DEPTH + column) : make_uint4(0, 0, 0, 0);
-  };
-  auto store_tokens = [&](int buffer) {
-#pragma unroll
-    for (int e = 0; e < Tokens::EACH; e++)
-      *(uint4*)(tile[buffer] + (threadIdx.x / (DEPTH / 8) + e * Tokens::STRIDE) * TILE_PITCH + column) = next[e];
+      if (step < steps) {
+        const bool there = from.x[e] && step * DEPTH + column < K;
+        const void* x = there ? from.x[e] + step * DEPTH + column : w[0][0].matrix.data;
+        copy_async(to + e * Tokens::STRIDE * TILE_PITCH, x, there);
+      }
+    end_copies();
   };
 #pragma unroll
   for (int a = 0; a < A; a++) fetch(a, ahead[a]);
   ready(from);
-  fetch_tokens(0);
-  store_tokens(0);
-  __syncthreads();
+  for (int step = 0; step < STAGES - 1; step++) copy_tokens(step);
   for (int first = 0; first < steps; first += A) {
 #pragma unroll
     for (int a = 0; a < A; a++) {
       const int step = first + a;
       if (step < steps) {
-        if (step + 1 < steps) fetch_tokens(step + 1);
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // what this step reads is there, and nobody reads what is overwritten now
+        copy_tokens(step + STAGES - 1);
         unsigned h[M][2][8];
 #pragma unroll
         for (int m = 0; m < M; m++) ahead[a][m][0].pairs(h[m][0]), ahead[a][m][1].pairs(h[m][1]);
@@ -149,7 +162,7 @@ __device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int t
 #pragma unroll
         for (int n = 0; n < TOKENS / 8; n++)
           if (n * 8 < tokens) {
-            const uint4* x = (const uint4*)(tile[step % 2] + (n * 8 + group) * TILE_PITCH + quad * BLOCK);
+            const uint4* x = (const uint4*)(tiles + (step % STAGES * TOKENS + n * 8 + group) * TILE_PITCH + quad * BLOCK);
             const uint4 low = x[0], high = x[1];
             const unsigned b[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -160,8 +173,6 @@ __device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int t
                 mma(sum[m][n], a4, b[2 * k], b[2 * k + 1]);
               }
           }
-        if (step + 1 < steps) store_tokens((step + 1) % 2);
-        __syncthreads();
       }
     }
   }
