@@ -17,6 +17,7 @@ from tqdm import tqdm
 from offline import bandwidth
 from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
+from offline.lower_code2wav_cuda import Code2WavLowering
 from offline.lower_onnxruntime import Lowering
 from offline.lower_onnxruntime_cuda import CudaLowering, write_decode_weights
 from omni_ros import __version__
@@ -47,7 +48,8 @@ def build_onnxruntime(onnx_root: Path, engines_root: Path, weights: str, limits:
 
 
 def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str, dict[str, int]]) -> list[str]:
-    """The same for `--device cuda`, from graphs exported with --dtype float16 (encoders and Code2Wav: either)."""
+    """The same for `--device cuda`, from graphs exported with --dtype float16 (encoders and Code2Wav: either; Code2Wav
+    becomes float32)."""
     present = _present(onnx_root)
     for name in tqdm(present, desc="building", unit="engine"):
         source = onnx_root / ENGINES[name]
@@ -57,12 +59,16 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
         config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
         with atomic_directory(engines_root / name) as directory:
             _copy_sidecars(source, directory)
-            if name != "code_predictor":
+            weights, dtype = "as exported", config["dtype"]
+            if name == "code2wav":
+                Code2WavLowering(source, directory).run(config)
+                weights = dtype = "float32"
+            elif name != "code_predictor":
                 CudaLowering(source, directory, config["limits"]["capacity"] if "decoder" in config else 0).run(config["limits"])
             if "decoder" in config:
                 write_decode_weights(source, directory, config["decoder"])
             config["device"] = "cuda"
-            _write_config(directory, config, "as exported", config["dtype"])
+            _write_config(directory, config, weights, dtype)
     return present
 
 

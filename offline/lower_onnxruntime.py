@@ -137,6 +137,10 @@ class Lowering:
                 self.gemm_int4(node)
             else:
                 self.nodes.append(node)
+        self.finish(dimensions)
+
+    def finish(self, dimensions: dict[str, int]) -> None:
+        """Write the lowered nodes and what they read, all of it float32."""
         self.drop_dead_nodes()
         self.keep_used_initializers()
         self.data.close()
