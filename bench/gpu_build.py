@@ -22,9 +22,7 @@ from offline.random_weights import all_tensors
 from omni_ros.errors import CheckpointError, EngineError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
-# checkpoint folder -> (components, dtype) of its exports; cuDNN has no float16 plan for Code2Wav's convolutions
-EXPORTS = {"thinker": [("thinker", "float16")], "talker": [("talker", "float16")],
-           "root": [("code_predictor,audio,visual", "float16"), ("code2wav", "float32")]}
+EXPORTS = {"thinker": "thinker", "talker": "talker", "root": "code_predictor,code2wav,audio,visual"}  # folder -> components
 PEAK, MORE = 1.5, 5e9  # bytes on disk at the fullest moment, 1.5 x the weights in 16 bit and 5 GB: almost all are engines
 METHOD = """\
 Wall time and bytes written. Thinker, Talker and the rest are exported and built side by side, so their times overlap."""
@@ -94,10 +92,10 @@ class _Making:
     def export_and_build(self, part: str) -> None:
         source, onnx = self.checkpoint / part, self.work / f"onnx_{part}"
         sidecars = ["--talker-sidecar-from", self.checkpoint / "root"] if part == "talker" else []
-        for components, dtype in EXPORTS[part]:
-            folders = [onnx / folder for name, folder in ENGINES.items() if Path(name).name in components.split(",")]
-            self.step(f"export {components}", folders, python, "-m", "offline.export_onnx", source, onnx,
-                      "--components", components, "--dtype", dtype, *sidecars)
+        components = EXPORTS[part]
+        folders = [onnx / folder for name, folder in ENGINES.items() if Path(name).name in components.split(",")]
+        self.step(f"export {components}", folders, python, "-m", "offline.export_onnx", source, onnx,
+                  "--components", components, "--dtype", "float16", *sidecars)
         built = {name: onnx / folder for name, folder in ENGINES.items() if (onnx / folder).is_dir()}
         self.traffic |= {name: asdict(traffic(StoredGraph(folder))) for name, folder in built.items()}
         if part != "root":  # the Talker's export reads there, too

@@ -18,8 +18,9 @@ from offline import bandwidth
 from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
 from offline.cuda_weights import write_weights
+from offline.lower_code2wav_cuda import Code2WavLowering
 from offline.lower_onnxruntime import Lowering
-from offline.lower_onnxruntime_cuda import CudaLowering
+from offline.lower_onnxruntime_cuda import lower_encoder
 from omni_ros import __version__
 from omni_ros.engines.tensorrt_package import import_tensorrt
 from omni_ros.errors import CheckpointError, OmniError
@@ -48,7 +49,8 @@ def build_onnxruntime(onnx_root: Path, engines_root: Path, weights: str, limits:
 
 
 def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str, dict[str, int]]) -> list[str]:
-    """The same for `--device cuda`, from graphs exported with --dtype float16 (encoders and Code2Wav: either)."""
+    """The same for `--device cuda`, from graphs exported with --dtype float16 (encoders and Code2Wav: either; Code2Wav
+    becomes float32)."""
     present = _present(onnx_root)
     for name in tqdm(present, desc="building", unit="engine"):
         source = onnx_root / ENGINES[name]
@@ -58,13 +60,17 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
         config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
         with atomic_directory(engines_root / name) as directory:
             _copy_sidecars(source, directory)
-            config["device"] = "cuda"
+            weights, dtype = "as exported", config["dtype"]
             if "decoder" in config:
                 write_weights(source, directory, config["decoder"])
-                _write_config(directory, config, "as exported", "float32")  # what goes in and out
+                dtype = "float32"  # of what goes in and out
+            elif name == "code2wav":
+                Code2WavLowering(source, directory).run(config)
+                weights = dtype = "float32"
             else:
-                CudaLowering(source, directory).run(config["limits"])
-                _write_config(directory, config, "as exported", config["dtype"])
+                lower_encoder(source, directory)
+            config["device"] = "cuda"
+            _write_config(directory, config, weights, dtype)
     return present
 
 

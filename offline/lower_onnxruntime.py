@@ -46,12 +46,6 @@ class Lowering:
             "GroupQueryAttention", [q, k, v, past_key, past_value, "last_row", "total_rows"], list(node.output),
             node.output[0], domain=MICROSOFT, num_heads=heads["num_heads"], kv_num_heads=heads["kv_num_heads"]))
 
-    def encoder_attention(self, node: onnx.NodeProto) -> None:
-        a = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        self.nodes.append(helper.make_node("MultiHeadAttention", list(node.input), list(node.output), node.name,
-                                           domain=MICROSOFT, num_heads=a["q_num_heads"],
-                                           **({"scale": a["scale"]} if "scale" in a else {})))
-
     def row_counts(self) -> None:
         """GroupQueryAttention's int32 inputs: last_row [1] = past_length + S - 1 and total_rows [] = past_length + S."""
         add = lambda *args, **kw: self.nodes.append(helper.make_node(*args, **kw))  # noqa: E731
@@ -131,11 +125,15 @@ class Lowering:
                 self.nodes.append(helper.make_node("QuickGelu", list(node.input), list(node.output), node.name,
                                                    domain=MICROSOFT, alpha=1.0))
             elif is_encoder_attention(node):
-                self.encoder_attention(node)
+                self.nodes.append(encoder_attention(node))
             elif self.is_int4_gemm(node):
                 self.gemm_int4(node)
             else:
                 self.nodes.append(node)
+        self.finish(dimensions)
+
+    def finish(self, dimensions: dict[str, int]) -> None:
+        """Write the lowered nodes and what they read, all of it float32."""
         self.drop_dead_nodes()
         self.keep_used_initializers()
         self.data.close()
@@ -194,6 +192,13 @@ def is_encoder_attention(node: onnx.NodeProto) -> bool:
     attributes = {a.name for a in node.attribute}
     return (node.op_type == "Attention" and len(node.input) == 3 and "q_num_heads" in attributes
             and not attributes - {"q_num_heads", "kv_num_heads", "scale"})
+
+
+def encoder_attention(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Such a node as MultiHeadAttention."""
+    a = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return helper.make_node("MultiHeadAttention", list(node.input), list(node.output), node.name, domain=MICROSOFT,
+                            num_heads=a["q_num_heads"], **({"scale": a["scale"]} if "scale" in a else {}))
 
 
 def quantize_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ def test_making_engines_leaves_engines_and_a_record(tiny, tmp_path):
     config, ids = gpu_build.model(LAYERS)
     logged, failed = [], []
     gpu_build.make(tmp_path, config, LAYERS, logged.append, failed.append)
-    assert not failed and len(logged) == 8  # the checkpoint, four exports, three builds
+    assert not failed and len(logged) == 7  # the checkpoint, three exports, three builds
     assert {p.name for p in tmp_path.iterdir()} == {"engines", "made.json"}
     stored = json.loads((tmp_path / "engines" / "thinker" / "config.json").read_text())
     assert stored["decoder"]["num_layers"] == LAYERS["thinker"] == config["thinker_config"]["text_config"]["num_hidden_layers"]
@@ -82,7 +82,7 @@ def test_making_engines_leaves_engines_and_a_record(tiny, tmp_path):
 
 
 def test_a_part_that_cannot_be_made_is_left_out(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(gpu_build.EXPORTS, "talker", [("talker", "float64")])
+    monkeypatch.setitem(gpu_build.EXPORTS, "talker", "voice")
     config, _ = gpu_build.model(LAYERS)
     failed = []
     gpu_build.make(tmp_path, config, LAYERS, lambda message: None, failed.append)

@@ -12,8 +12,9 @@ from conftest import run
 from tensorrt_on_cpu import simulated_gpu
 
 from offline import compare
-from omni_ros.engines import onnxruntime_cuda
+from omni_ros.engines import cuda_decoder, cuda_projection
 from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine
+from omni_ros.engines.sidecar import Projection
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,8 @@ def folders(engine_dirs, tensorrt_dirs, tmp_path_factory):
 @pytest.mark.parametrize("reference, other", [
     ("cpu", "tensorrt"), ("tensorrt", "cpu"), ("tensorrt", "tensorrt"), ("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "tensorrt")])
 def test_engines_of_a_gpu_show_no_layers(folders, tmp_path, monkeypatch, reference, other):
-    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", OnnxRuntimeEngine)
+    monkeypatch.setattr(cuda_decoder, "CudaDecoder", lambda directory, config: OnnxRuntimeEngine(directory, config, 1))
+    monkeypatch.setattr(cuda_projection, "CudaProjection", lambda path, shape: Projection(path))
     report = tmp_path / "report.json"
     with simulated_gpu():
         assert compare.main([str(folders[reference]), str(folders[other]), "--tokens", "5", "--frames", "4", "--threads", "1",

@@ -1,10 +1,8 @@
-"""`--device cuda`: what can be said about the graphs without a GPU. Their numbers are checked where there is one."""
+"""`--device cuda`: what can be said about these engines without a GPU."""
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 from conftest import run
@@ -13,7 +11,9 @@ from nvfp4_reference import split
 from offline import build_engines
 from offline.checkpoint import Checkpoint
 from offline.external_data import StoredGraph
+from offline.lower_onnxruntime_cuda import lower_encoder
 from offline.make_checkpoint import make_checkpoint
+from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.engines.engine import open_engine
 from omni_ros.errors import EngineError
 
@@ -29,36 +29,10 @@ def built(checkpoints, tmp_path_factory) -> Path:
     return out
 
 
-def graph(path: Path) -> onnx.GraphProto:
-    return onnx.load(path / "model.onnx", load_external_data=False).graph
-
-
-@pytest.mark.parametrize("name, layers, nvfp4", [("thinker", 4, 2), ("talker", 3, 0)])
-def test_decoder_graphs_have_fused_operators(built, name, layers, nvfp4):
-    """Nothing is left to be computed twice, and NVFP4 linears (of the Thinker's attention here) stay as they are."""
-    ops = Counter(n.op_type for n in graph(built / "engines" / name).node)
-    assert ops["GroupQueryAttention"] == ops["MoE"] == layers
-    assert ops["MatMulBlockQuantizedFp4Weight"] == nvfp4 * layers  # q|k|v and o
-    assert not {"RotaryEmbedding", "RMSNormalization", "Attention", "DequantizeLinear"} & ops.keys()
-
-
-def test_prefill_weights_are_the_decoded_ones(built):
-    """The graph's 16-bit experts are the NVFP4 values, gate and up rows in turn."""
-    exported = StoredGraph(built / "onnx" / "thinker" / "llm")
-    lowered = onnx.load(built / "engines" / "thinker" / "model.onnx")
-    stored = {t.name: onnx.numpy_helper.to_array(t) for t in lowered.graph.initializer}
-    moe = next(n for n in exported.model.graph.node if n.op_type == "MoE")
-    gate, up, down = moe.input[2:5]
-    node = next(n for n in lowered.graph.node if n.op_type == "MoE")
-    np.testing.assert_array_equal(stored[node.input[2]][:, 0::2], exported.read(gate).astype(np.float16))
-    np.testing.assert_array_equal(stored[node.input[2]][:, 1::2], exported.read(up).astype(np.float16))
-    np.testing.assert_array_equal(stored[node.input[4]], exported.read(down).astype(np.float16))
-
-
 @pytest.mark.parametrize("name, folder", [("thinker", "thinker/llm"), ("code_predictor", "multimodal/code_predictor")])
-def test_decode_weights_are_the_exported_bytes(built, name, folder):
+def test_weights_are_the_exported_bytes(built, name, folder):
     exported, directory = StoredGraph(built / "onnx" / folder), built / "engines" / name
-    table, data = json.loads((directory / "decode.json").read_text()), (directory / "decode.data").read_bytes()
+    table, data = json.loads((directory / "weights.json").read_text()), (directory / "weights.data").read_bytes()
     assert table.keys() == {t for t in exported.tensors if not t.startswith("const_")}
     for tensor, entry in table.items():
         raw = exported.raw(tensor)
@@ -66,15 +40,37 @@ def test_decode_weights_are_the_exported_bytes(built, name, folder):
         assert entry["offset"] % 16 == 0, tensor  # kernels read 16 bytes at a time
 
 
-def test_the_code_predictor_needs_no_graph(built):
-    config = json.loads((built / "engines" / "code_predictor" / "config.json").read_text())
-    assert config["device"] == "cuda" and set(config["files"]) == {"decode.data", "decode.json"}
+@pytest.mark.parametrize("name", ["thinker", "talker", "code_predictor"])
+def test_decoders_are_weights_alone(built, name):
+    config = json.loads((built / "engines" / name / "config.json").read_text())
+    assert config["device"] == "cuda" and {"weights.data", "weights.json"} <= set(config["files"])
+    assert not [file for file in config["files"] if "onnx" in file]
+    assert {e["dtype"] for e in config["inputs"] + config["outputs"]} <= {"float32", "int64"}
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this machine could load it")
-def test_without_a_gpu_the_error_names_the_fix(built):
+@pytest.mark.parametrize("name, sizes", [("audio", {}), ("visual", {"frames": 2, "n": 24})])
+def test_encoders_compute_what_the_cpu_engines_do(engine_dirs, tmp_path, name, sizes):
+    """From a float32 export, whose lowered graph a CPU can run, too."""
+    onnx_dir = engine_dirs["plain"].parent / "plain-onnx"
+    lower_encoder(onnx_dir / "multimodal" / name, tmp_path)
+    sessions = [ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+                for folder in (tmp_path, engine_dirs["plain"] / "multimodal" / name)]
+    config = json.loads((engine_dirs["plain"] / "multimodal" / name / "config.json").read_text())
+    random, inputs = np.random.default_rng(0), {}
+    for entry in config["inputs"]:
+        shape = [sizes.get(d, 3) if isinstance(d, str) else d for d in entry["shape"]]
+        number = entry["dtype"].startswith("float")
+        inputs[entry["name"]] = (random.standard_normal(shape) if number else random.integers(0, 2, shape)).astype(entry["dtype"])
+    for expected, got in zip(*(session.run(None, inputs) for session in sessions), strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(gpu_target() is not None, reason="this machine could load it")
+@pytest.mark.parametrize("name", ["thinker", "code_predictor", "multimodal/audio"])
+def test_without_a_gpu_the_error_names_the_fix(built, name):
     with pytest.raises(EngineError, match="--device cpu"):
-        open_engine(built / "engines" / "thinker")
+        open_engine(built / "engines" / name)
 
 
 def test_a_float32_export_is_refused(engine_dirs, tmp_path, capfd):

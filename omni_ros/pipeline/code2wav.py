@@ -25,7 +25,7 @@ class Code2Wav:
         self.lookahead_samples: int = model["lookahead_samples"]
         limits = engine.config["limits"]
         self.capacity: int = limits["capacity"]
-        self.max_run_frames: int = limits.get("max_run_frames", self.capacity)  # TensorRT plans memory for the longest run
+        self.max_run_frames: int = limits.get("max_run_frames", self.capacity)  # memory on a GPU is for the longest run
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """codes int64 [num_quantizers, frames >= 1], the frames that follow the last call's -> pcm float32 [samples].

@@ -124,11 +124,14 @@ def to_patches(frames: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np
     size, depth, merge = config.patch_size, config.temporal_patch_size, config.merge_size
     t, h, w = frames.shape[0] // depth, frames.shape[1] // size, frames.shape[2] // size
     shades = (np.arange(256) * (1 / 255)).astype(np.float32)
-    pixels = (shades[frames] - np.float32(config.image_mean)) / np.float32(config.image_std)
+    values = (shades - np.float32(config.image_mean)[:, None]) / np.float32(config.image_std)[:, None]  # of each channel's bytes
     #                      0  1      2           3      4     5           6      7     8
-    pixels = pixels.reshape(t, depth, h // merge, merge, size, w // merge, merge, size, 3)
-    pixels = pixels.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # t, h, w, merge, merge, 3, depth, size, size
-    return pixels.reshape(t * h * w, -1), np.array([t, h, w], np.int64)
+    pixels = frames.reshape(t, depth, h // merge, merge, size, w // merge, merge, size, 3)
+    pixels = pixels.transpose(8, 0, 2, 5, 3, 6, 1, 4, 7).reshape(3, t * h * w, -1)  # 3, t h w merge merge, depth size size
+    patches = np.empty((t * h * w, 3, pixels.shape[-1]), np.float32)
+    for channel in range(3):
+        patches[:, channel] = values[channel][pixels[channel]]
+    return patches.reshape(t * h * w, -1), np.array([t, h, w], np.int64)
 
 
 def image_patches(image: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
