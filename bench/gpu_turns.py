@@ -68,7 +68,7 @@ def measure(pipeline: Pipeline, repetitions: int) -> Part:
     return Part("Turns", METHOD, rows, {
         "tokens_per_s": metric("Thinker, greedy", "tokens_per_s"), "rtf": rtf("text"),
         "ms_per_frame": metric("one stage after the other", "ms_per_frame"), "first_pcm_s": median("text", lambda h: h.first_pcm),
-        "runs": {name: [h.finished.metrics for h in hs] for name, hs in heard.items()}})
+        "runs": {name: [{**h.finished.metrics, "chunks": h.chunks} for h in hs] for name, hs in heard.items()}})
 
 
 def never_end(pipeline: Pipeline) -> None:
