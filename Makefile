@@ -21,7 +21,7 @@ lint: .venv/.full
 bench: .venv/.full
 	$(BIN)/python -m bench.run
 
-# make bench-gpu WORK=/dev/shm/omni: 111 GB there; the engines stay. Without WORK they are made in bench_output and deleted.
+# make bench-gpu WORK=/dev/shm/omni: 54 GB there at most; the engines stay, 23 GB. Without WORK they are made in bench_output and deleted.
 bench-gpu: .venv/.full
 	$(BIN)/python -m bench.gpu $(if $(WORK),--work $(WORK))
 

@@ -4,8 +4,8 @@
     python -m bench.gpu --work /dev/shm/omni --reuse --only engines
     python -m bench.gpu --thinker-layers 4 --talker-layers 4     # a quick look
 
-Makes a checkpoint with random NVFP4 weights, exports and builds it (111 GB in --work at its fullest, 90 GB of engines stay),
-measures, prints a table and writes bench_gpu.json. Needs a GPU with 120 GB, onnxruntime-gpu and cuda-bindings; transformers
+Makes a checkpoint with random NVFP4 weights, exports and builds it (54 GB in --work at its fullest, 23 GB of engines stay),
+measures, prints a table and writes bench_gpu.json. Needs a GPU with 32 GB, onnxruntime-gpu and cuda-bindings; transformers
 needs torch with CUDA. What fails is reported and the rest goes on; a missed goal is marked, not an error.
 """
 import argparse
@@ -23,7 +23,7 @@ from bench import gpu_build, gpu_engines, gpu_transformers
 from bench.models import ROOT
 from bench.report import Part, Row, machine, text_table, to_json, to_markdown
 from omni_ros.engines.cuda_device import gpu_target
-from omni_ros.engines.cuda_kernels import compile_kernels
+from omni_ros.engines.cuda_kernels import DECODE, PREFILL, compile_kernels
 from omni_ros.errors import EngineError, OmniError
 
 NAMES = ("engines", "transformers")
@@ -62,7 +62,7 @@ def check_machine(names: set[str]) -> None:
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise EngineError("this ONNX Runtime has no CUDA provider: pip uninstall onnxruntime, pip install onnxruntime-gpu")
         try:
-            compile_kernels(target.replace("sm", "sm_"), head_dim=128, group=8)
+            compile_kernels(target.replace("sm", "sm_"), 128, 8, DECODE, PREFILL)
         except (ImportError, RuntimeError) as e:
             raise EngineError(f"CUDA's run-time compiler is missing ({e}): pip install cuda-bindings nvidia-cuda-nvrtc, of the "
                               "CUDA version (12 or 13) that nvidia-smi shows") from e

@@ -23,7 +23,7 @@ from omni_ros.errors import CheckpointError, EngineError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
 EXPORTS = {"thinker": "thinker", "talker": "talker", "root": "code_predictor,code2wav,audio,visual"}  # folder -> components
-PEAK, MORE = 1.5, 5e9  # bytes on disk at the fullest moment, 1.5 x the weights in 16 bit and 5 GB: almost all are engines
+PEAK, MORE = 0.7, 5e9  # bytes on disk at the fullest moment, for each of the weights in 16 bit: twice that of NVFP4; and more
 METHOD = """\
 Wall time and bytes written. Thinker, Talker and the rest are exported and built side by side, so their times overlap."""
 

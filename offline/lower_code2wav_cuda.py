@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from offline.lower_onnxruntime import MICROSOFT, Lowering
 
-MAX_RUN_FRAMES = 100  # the widest windows of as many frames are half a gigabyte
+MAX_RUN_FRAMES = 25  # more at once take longer for each frame, and memory: the widest windows of 100 are half a gigabyte
 
 
 class Code2WavLowering(Lowering):

@@ -18,7 +18,7 @@ from offline.checkpoint import Checkpoint
 from offline.compare import compare
 from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines import cuda_code_predictor, cuda_decoder, cuda_device, cuda_projection
-from omni_ros.engines.cuda_kernels import compile_kernels, source
+from omni_ros.engines.cuda_kernels import DECODE, PREFILL, compile_kernels, source
 from omni_ros.engines.engine import Engine, open_engine, read_config
 from omni_ros.engines.sidecar import Projection
 from omni_ros.errors import EngineError, InputError, KVCacheFullError
@@ -32,9 +32,9 @@ MOST = 96  # rows of a prompt
 class SimulatedKernels:
     """Puts the kernels, compiled for the CPU, on the simulated stream."""
 
-    def __init__(self, device, head_dim: int, group: int):
+    def __init__(self, device, head_dim: int, group: int, *folders: str):
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "kernels.cu").write_text(source())
+            (Path(folder) / "kernels.cu").write_text(source(*folders))
             self.cpu = CpuKernels(Path(folder) / "kernels.cu", {"HEAD_DIM": head_dim, "GROUP": group})
         self.device = device
 
@@ -260,4 +260,9 @@ def test_a_gpu_that_is_too_small(built, gpu):
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_90", "sm_110", "sm_120"])
 def test_compiles_for(target):
-    assert compile_kernels(target, 128, 8).startswith(b"\x7fELF")
+    assert compile_kernels(target, 128, 8, DECODE, PREFILL).startswith(b"\x7fELF")
+
+
+def test_a_gpu_that_is_too_old():
+    with pytest.raises(EngineError, match="sm_75; --device cuda needs sm_80"):
+        compile_kernels("sm_75", 128, 8, DECODE)

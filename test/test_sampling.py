@@ -13,8 +13,9 @@ from transformers.generation.logits_process import (
 )
 
 from omni_ros.engines.engine import open_engine
+from omni_ros.errors import EngineError
 from omni_ros.pipeline.code_predictor import CodePredictor
-from omni_ros.pipeline.sampling import Sampler
+from omni_ros.pipeline.sampling import Sampler, largest
 
 
 def exact(logits: np.ndarray, history: list[int], penalty: float, suppressed: list[int], temperature: float, top_k: int,
@@ -95,3 +96,25 @@ def test_code_predictor_draws_from_the_models_distribution(name, checkpoints, en
         logits2 = model.code_predictor.lm_head[1](rows.last_hidden_state[0, -1])
     counts = np.bincount(drawn[drawn[:, 0] == first, 1], minlength=len(logits2))
     assert_drawn_from(counts, exact(logits2.numpy(), [], 1.0, [], 1.0, min(50, len(logits2)), 0.8))
+
+
+@pytest.mark.parametrize("size", [1, 60, 257, 3072, 50_000])
+def test_largest(size):
+    """Of few ids and many, the best all over the vocabulary or side by side; of equals the lower id comes first."""
+    logits = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    for values in (logits, np.sort(logits), np.full(size, -np.inf, np.float32), logits.round()):
+        for k in (1, 2, 10, 50, 300, size):
+            ids = largest(values, k)
+            assert len(set(ids.tolist())) == min(k, size)
+            np.testing.assert_array_equal(values[ids], -np.sort(-values)[:k])
+            equal = values[ids][1:] == values[ids][:-1]
+            assert (ids[:-1] < ids[1:])[equal].all()
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_an_error(temperature, bad):
+    logits = np.zeros(1000, np.float32)
+    logits[700 if bad > 0 or np.isnan(bad) else slice(None)] = bad
+    with pytest.raises(EngineError, match=f"{bad} among the logits"):
+        Sampler(1000, temperature, 50, 1.0, np.random.default_rng(0))(logits)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from omni_ros.engines.cuda_device import CudaDevice
-from omni_ros.engines.cuda_kernels import DeviceWeights, Kernels, float_bytes
+from omni_ros.engines.cuda_kernels import DECODE, DeviceWeights, Kernels, float_bytes
 from omni_ros.engines.cuda_layers import Layers, Rotation
 from omni_ros.errors import EngineError, InputError
 
@@ -28,7 +28,7 @@ class CudaCodePredictor:
         self.rows, self.hidden, self.noise_width = shape["num_code_groups"], shape["hidden_size"], config["model"]["noise_width"]
         self.device = CudaDevice("code_predictor")
         try:
-            kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"])
+            kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"], DECODE)
             self.weights = DeviceWeights(self.device, directory)
             cache = float_bytes(shape["num_kv_heads"], self.rows, shape["head_dim"]) // 2
             keys, values = ([self.device.memory(cache) for _ in range(shape["num_layers"])] for _ in "kv")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from omni_ros.engines.cuda_device import CudaDevice
-from omni_ros.engines.cuda_kernels import DeviceWeights, Kernels, float_bytes
+from omni_ros.engines.cuda_kernels import DECODE, PREFILL, DeviceWeights, Kernels, float_bytes
 from omni_ros.engines.cuda_layers import Layers, Rotation
 from omni_ros.engines.cuda_prefill import Prefill
 from omni_ros.engines.engine import check_rows
@@ -30,7 +30,7 @@ class CudaDecoder:
         self.levels = config["model"].get("num_deepstack", 0)
         self.device = CudaDevice(config["engine"])
         try:
-            kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"])
+            kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"], DECODE, PREFILL)
             weights = DeviceWeights(self.device, directory)
             cache = float_bytes(shape["num_kv_heads"], self.capacity, shape["head_dim"]) // 2
             keys, values = ([self.device.memory(cache) for _ in range(shape["num_layers"])] for _ in "kv")

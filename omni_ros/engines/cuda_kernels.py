@@ -13,12 +13,12 @@ from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.errors import EngineError
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / f"{name}.cu" for name in (
-    "decode/rows", "decode/project", "decode/attend", "decode/feed_forward", "decode/sample",
-    "prefill/tiles", "prefill/multiply", "prefill/norm", "prefill/experts", "prefill/attend_rows")]
-NAMES = ("project", "attend", "gate_up", "down", "sample",
-         "multiply", "norm_rows", "to_halves", "last_row", "route_rows", "place", "gate_up_tiles", "down_tiles", "rotate_rows",
-         "attend_rows")
+DECODE, PREFILL = "decode", "prefill"  # the folders; prefill/ needs decode/
+SOURCES = {DECODE: ("rows", "project", "attend", "feed_forward", "sample"),
+           PREFILL: ("tiles", "multiply", "norm", "experts", "attend_rows")}
+NAMES = {DECODE: ("project", "attend", "gate_up", "down", "sample"),
+         PREFILL: ("multiply", "norm_rows", "to_halves", "last_row", "route_rows", "place", "gate_up_tiles", "down_tiles",
+                   "rotate_rows", "attend_rows")}
 CHUNK = 1 << 26  # bytes of a weight file that are read and sent at a time
 
 
@@ -65,21 +65,22 @@ class Group(ctypes.Structure):
 
 
 class Kernels:
-    """The kernels for one model's head size, on one device's stream."""
+    """The kernels of some folders for one model's head size, on one device's stream."""
 
-    def __init__(self, device: CudaDevice, head_dim: int, group: int):
+    def __init__(self, device: CudaDevice, head_dim: int, group: int, *folders: str):
         self.device = device
         try:
             self.driver = importlib.import_module("cuda.bindings.driver")
             target = self._target()
-            image = compile_kernels(target, head_dim, group)
+            image = compile_kernels(target, head_dim, group, *folders)
         except (ImportError, RuntimeError) as e:  # cuda-bindings without the compiler's library raises the latter
             raise EngineError(f"{device.name}: CUDA's run-time compiler is missing ({e}): pip install nvidia-cuda-nvrtc, of the "
                               "CUDA version (12 or 13) that nvidia-smi shows") from e
         module = self._call(self.driver.cuModuleLoadData, image)
         device.undo.callback(self.driver.cuModuleUnload, module)
         self.overlap = int(target[3:]) >= 90  # rows.cu: wait_for_previous
-        self.functions = {name: self._call(self.driver.cuModuleGetFunction, module, name.encode()) for name in NAMES}
+        self.functions = {name: self._call(self.driver.cuModuleGetFunction, module, name.encode())
+                          for folder in folders for name in NAMES[folder]}
 
     def launch(self, name: str, grid: tuple[int, int], block: int, shared: int, *arguments: object) -> None:
         """Put one kernel on the stream. `arguments` are ctypes values, as the kernel declares them."""
@@ -108,17 +109,23 @@ class Kernels:
         return values[0] if values else None
 
 
-def source() -> str:
-    """All files as one text, in which compilers still name the file of a mistake."""
-    return "".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in SOURCES)
+def source(*folders: str) -> str:
+    """Their files as one text, in which compilers still name the file of a mistake."""
+    paths = [HERE / folder / f"{name}.cu" for folder in folders for name in SOURCES[folder]]
+    return "".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
 
 
 @functools.cache
-def compile_kernels(target: str, head_dim: int, group: int) -> bytes:
-    """All of them as machine code for a GPU such as "sm_110"; `group` query heads share a key head. Needs no GPU."""
+def compile_kernels(target: str, head_dim: int, group: int, *folders: str) -> bytes:
+    """Those of `folders` as machine code for a GPU such as "sm_110"; `group` query heads share a key head. Needs no GPU.
+
+    Takes seconds. Raises EngineError for a GPU before sm_80, which the kernels' instructions need.
+    """
+    if int(target[3:]) < 80:
+        raise EngineError(f"the GPU here is {target}; --device cuda needs sm_80 (Ampere) or newer. Build with --device cpu")
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     options = [o.encode() for o in (f"--gpu-architecture={target}", "--std=c++17", f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}")]
-    _, program = nvrtc.nvrtcCreateProgram(source().encode(), b"kernels.cu", 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(source(*folders).encode(), b"kernels.cu", 0, [], [])
     try:
         error, = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:

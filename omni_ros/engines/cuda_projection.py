@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from omni_ros.engines.cuda_device import CudaDevice
-from omni_ros.engines.cuda_kernels import Kernels, Matrix, Product, Stacked, float_bytes
+from omni_ros.engines.cuda_kernels import DECODE, PREFILL, Kernels, Matrix, Product, Stacked, float_bytes
 from omni_ros.engines.cuda_prefill import multiply
 from omni_ros.engines.sidecar import open_sidecar
 
@@ -28,7 +28,7 @@ class CudaProjection:
         self.sizes = [tensors["linear_fc1.weight"].shape[1], *(len(tensors[f"{s}.weight"]) for s in STEPS)]
         self.device = CudaDevice(path.stem)
         try:
-            self.kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"])
+            self.kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"], DECODE, PREFILL)
             constant = lambda name: self.device.constant(np.asarray(tensors[name], np.float16))  # noqa: E731
             self.weights = [(constant(f"{s}.weight"), constant(f"{s}.bias")) for s in STEPS]
             self.rows = self.device.memory(4)
