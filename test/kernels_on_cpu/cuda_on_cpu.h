@@ -49,6 +49,10 @@ extern char dynamic_shared[];
 // All live lanes of the warp give a value and get all 32, poison from those that have returned; good until the next call.
 const uint64_t* exchange(const char* operation, unsigned mask, uint64_t value);
 int lane();
+struct Copy { void* to; const void* from; };  // 16 bytes, zeros from null
+void put_off(Copy copy);                      // this thread's, in the group that it has not ended
+void end_group();
+bool next_copy(int pending, Copy* copy);  // the oldest, but of the `pending` newest groups that were ended
 void check_atomic(const void* address, size_t bytes);
 }  // namespace cuda_on_cpu
 
@@ -138,11 +142,13 @@ inline unsigned multiply_halves(unsigned a, unsigned b) {
   return float_to_half(half_to_float(a & 0xffff) * half_to_float(b & 0xffff)) |
          (unsigned)float_to_half(half_to_float(a >> 16) * half_to_float(b >> 16)) << 16;
 }
-inline void copy_async(void* shared, const void* from, bool there) {  // at once
-  *(uint4*)shared = there ? *(const uint4*)from : uint4{0, 0, 0, 0};
+// PTX's cp.async, as late as it may be: a group of copies is made when its thread waits for it.
+inline void copy_async(void* shared, const void* from, bool there) { cuda_on_cpu::put_off({shared, there ? from : nullptr}); }
+inline void end_copies() { cuda_on_cpu::end_group(); }
+template <int PENDING> inline void wait_for_copies() {
+  for (cuda_on_cpu::Copy c; cuda_on_cpu::next_copy(PENDING, &c);)
+    *(uint4*)c.to = c.from ? *(const uint4*)c.from : uint4{0, 0, 0, 0};
 }
-inline void end_copies() {}
-template <int PENDING> inline void wait_for_copies() {}
 // PTX's mma.m16n8k16 with float16 operands and float32 sums.
 inline void mma(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   using cuda_on_cpu::exchange;

@@ -33,6 +33,9 @@ __attribute__((section("cuda_shared"), aligned(16))) char dynamic_shared[320 << 
 }
 __attribute__((section("cuda_variables"), used, aligned(16))) Variable dynamic_variable = {cuda_on_cpu::dynamic_shared, 0};
 
+namespace cuda_on_cpu {
+struct Copy { void* to; const void* from; };
+}
 namespace {
 constexpr int WARP = 32, MAX_THREADS = 1024, STACK = 1 << 18, PAGE = 1 << 12;
 constexpr uint64_t FOREVER = 1 << 26;  // accesses of one thread that waits for nobody
@@ -52,6 +55,8 @@ struct Fiber {
   jmp_buf here;
   Index index;
   void* caller = nullptr;  // where the kernel waits
+  std::deque<std::pair<int, cuda_on_cpu::Copy>> copies;  // put off, each with the number of its group
+  int groups = 0;                                        // that it has ended
 };
 struct Byte {  // of shared memory: who used it last
   uint64_t written = 0, read = 0;              // in which `epoch`
@@ -223,6 +228,16 @@ void __syncwarp(unsigned mask) {
 namespace cuda_on_cpu {
 int lane() { return current % WARP; }
 
+void put_off(Copy copy) { fibers[current].copies.push_back({fibers[current].groups, copy}); }
+void end_group() { fibers[current].groups++; }
+bool next_copy(int pending, Copy* copy) {
+  Fiber& own = fibers[current];
+  if (own.copies.empty() || own.copies.front().first >= own.groups - pending) return false;
+  *copy = own.copies.front().second;
+  own.copies.pop_front();
+  return true;
+}
+
 void check_atomic(const void* address, size_t size) { check((char*)address, size, true, true, CALLER); }
 
 const uint64_t* exchange(const char* operation, unsigned mask, uint64_t value) {
@@ -265,6 +280,7 @@ extern "C" const char* cuda_on_cpu_launch(void (*call)(void**), void** arguments
     block = {(int)order.size()};
     for (Group& w : warps) w = {};
     for (unsigned t = 0; t < order.size(); t++) {
+      fibers[t].copies.clear(), fibers[t].groups = 0;
       fibers[t].index = {t % threads[0], t / threads[0] % threads[1], t / threads[0] / threads[1]};
       warps[t / WARP].live++;
     }
