@@ -48,14 +48,14 @@ def test_decoders_are_weights_alone(built, name):
     assert {e["dtype"] for e in config["inputs"] + config["outputs"]} <= {"float32", "int64"}
 
 
-@pytest.mark.parametrize("name, sizes", [("audio", {}), ("visual", {"frames": 2, "n": 24})])
-def test_encoders_compute_what_the_cpu_engines_do(engine_dirs, tmp_path, name, sizes):
-    """From a float32 export, whose lowered graph a CPU can run, too."""
-    onnx_dir = engine_dirs["plain"].parent / "plain-onnx"
-    lower_encoder(onnx_dir / "multimodal" / name, tmp_path)
-    sessions = [ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-                for folder in (tmp_path, engine_dirs["plain"] / "multimodal" / name)]
-    config = json.loads((engine_dirs["plain"] / "multimodal" / name / "config.json").read_text())
+def test_the_visual_encoder_computes_what_the_cpu_engine_does(engine_dirs, tmp_path):
+    """From a float32 export, whose lowered graph a CPU can run, too. The audio encoder: test_lower_audio.py."""
+    exported = engine_dirs["plain"].with_name("plain-onnx") / "multimodal" / "visual"
+    engine = engine_dirs["plain"] / "multimodal" / "visual"
+    lower_encoder(exported, tmp_path)
+    assert (tmp_path / "model.onnx.data").read_bytes() == (exported / "model.onnx.data").read_bytes()
+    sessions = [ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"]) for folder in (tmp_path, engine)]
+    sizes, config = {"frames": 2, "n": 24}, json.loads((engine / "config.json").read_text())
     random, inputs = np.random.default_rng(0), {}
     for entry in config["inputs"]:
         shape = [sizes.get(d, 3) if isinstance(d, str) else d for d in entry["shape"]]
