@@ -11,8 +11,7 @@ from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, 
 from omni_ros.errors import EngineError, InputError
 
 DEVICE = "cuda"
-# HEURISTIC: the audio encoder convolves, and an exhaustive search for every new length of sound would cost more than it gains
-PROVIDERS = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 # Sizes that a new engine runs once: first runs load kernels and take memory, which should not be in the middle of a reply.
 WARM_UP = {"frames": (1, 2, 4, 8, 16, 25), "S": (64,)}
 
