@@ -11,9 +11,10 @@ from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine, check_graph, 
 from omni_ros.errors import EngineError, InputError
 
 DEVICE = "cuda"
-PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+# float32 is what it says: rounded to TF32, the voice is 40 dB above the noise that this makes, and nothing is faster.
+PROVIDERS = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
 # Sizes that a new engine runs once: first runs load kernels and take memory, which should not be in the middle of a reply.
-WARM_UP = {"frames": (1, 2, 4, 8, 16, 25), "S": (64,)}
+WARM_UP = {"frames": (1, 2, 4, 8, 16, 25)}
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
