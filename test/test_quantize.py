@@ -331,4 +331,4 @@ def test_unreachable_datasets_are_a_clear_error(root: Checkpoint, tmp_path: Path
 def test_memory_is_the_sum_of_the_tensors(root: Checkpoint) -> None:
     stored = sum(file.stat().st_size for file in root.directory.glob("*.safetensors"))
     layer = 8 * 3 * 64 * 32 * 2  # experts of layer 0, two bytes each
-    assert modelopt_nvfp4.required_bytes(root) == pytest.approx(stored + layer + 4e9, abs=1e5)
+    assert modelopt_nvfp4.required_bytes(root) == pytest.approx(stored + layer + 10e9, abs=1e5)
