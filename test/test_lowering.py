@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bench.gpu_turns import never_end
 from offline import build_engines
 from offline.export_onnx import COMPONENTS, export
 from offline.lower_onnxruntime import INT4_BLOCK, quantize_int4
@@ -245,6 +246,7 @@ def test_int4_of_widths_that_blocks_do_not_divide(checkpoints, tmp_path):
     found = operators(engines, "thinker")
     assert found["MoE"] == 5 and found["QMoE"] == 0 and found["MatMulNBits"] > 0
     pipeline = Pipeline.open(engines, threads=1)
+    never_end(pipeline)
     finished = list(pipeline.generate(Request([{"role": "user", "content": "hello"}], 4, max_audio_length=3)))[-1]
     pipeline.close()
     assert len(finished.token_ids) == 4 and finished.codes.shape == (16, 3)

@@ -127,9 +127,11 @@ class CudaDecoder:
             part = slice(i, i + self.most)
             self._send(x[part], positions[:, part], None if features is None else features[:, part], self.length + i)
             self.device.launch(next(graph for rows, graph in self.many_rows.items() if len(x[part]) <= rows))
+            if not self.accept:
+                self.device.wait()
+                continue
             accepted = self.pinned_accepted[:hidden[part].nbytes]
-            if self.accept:
-                self.device.download(accepted, self.accepted)
+            self.device.download(accepted, self.accepted)
             self.device.wait()
             hidden[part] = accepted.view(np.float32).reshape(hidden[part].shape)
         return hidden
