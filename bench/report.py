@@ -11,8 +11,8 @@ from typing import Any
 INTRODUCTION = """\
 Written by `{command}`; `make bench` prints the same numbers. Ratios compare things measured in turn within one run,
 so that other load on the machine falls on both sides. The checkpoint is `offline.make_checkpoint --size small`: 180 M
-random parameters, so its words mean nothing, and its accuracy figures are no guide to a trained model's. The 30B model's dimensions
-on an NVIDIA GPU: [benchmarks_gpu.md](benchmarks_gpu.md)."""
+random parameters, so its words mean nothing, and its accuracy figures are no guide to a trained model's.
+The 30B model's dimensions on an NVIDIA GPU: [benchmarks_gpu.md](benchmarks_gpu.md)."""
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "torch", "transformers",
             "rclpy", "ros-rclpy")  # a ROS installation's and PyPI's
 

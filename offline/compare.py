@@ -105,7 +105,7 @@ def open_probed(engine_dir: Path, threads: int) -> Iterator[Pipeline]:
         for name in DECODERS:
             config = pipeline.engines[name].config
             if config["backend"] != "onnxruntime" or config.get("device", "cpu") != "cpu":
-                continue  # TensorRT keeps no graph; on a GPU single rows do not pass through it
+                continue  # on a GPU there is no graph whose outputs could be added to
             engine = open_engine(_with_layers(Path(engine_dir) / name, Path(folder) / name), threads)
             pipeline.engines[name] = getattr(pipeline, name).engine = engine
         yield pipeline
