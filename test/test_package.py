@@ -134,3 +134,11 @@ def test_importing_stays_light(module, unwanted):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_an_installed_package_has_the_kernels(tmp_path):
+    """They are no Python modules, so setup.py has to name their folders."""
+    folders = ["egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "work", "--build-lib", tmp_path / "lib"]
+    subprocess.run([sys.executable, "setup.py", "-q", *folders], cwd=ROOT, check=True, capture_output=True)
+    sources, installed = ({p.relative_to(root) for p in (root / "omni_ros").rglob("*.cu")} for root in (ROOT, tmp_path / "lib"))
+    assert sources == installed and len(sources) >= 10
