@@ -8,6 +8,8 @@ from offline.external_data import ExternalData, StoredGraph
 from offline.nvfp4 import BLOCK
 from omni_ros.errors import CheckpointError
 
+# What tells matrices apart that one kernel multiplies by: they have to be of one kind
+STACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("mlp.gate.weight", "mlp.shared_expert_gate.weight"))
 HEAD = 32  # the kernels give each lane of a warp the same number of a head's channels
 
 
@@ -31,6 +33,7 @@ def write_weights(source: Path, target: Path, shape: dict) -> None:
     if any(f.name == "NVFP4Quantize" for f in stored.model.functions):
         raise CheckpointError(f"{source}: exported with --activations nvfp4, but GPU kernels round no activations: export with "
                               "--activations float")
+    _check_stacks(source, stored)
     data, table = ExternalData(target, "weights.data"), {}
     for name, tensor in stored.tensors.items():
         if name.startswith("const_"):
@@ -43,3 +46,12 @@ def write_weights(source: Path, target: Path, shape: dict) -> None:
         table[name] = {"offset": int(where["offset"]), "shape": list(tensor.dims)}
     data.close()
     (target / "weights.json").write_text(json.dumps(table))
+
+
+def _check_stacks(source: Path, stored: StoredGraph) -> None:
+    for first, *others in STACKS:
+        for name in (n for n in stored.tensors if first in n):
+            stack = [n for n in (name, *(name.replace(first, other) for other in others)) if n in stored.tensors]
+            if len({f"{n}_scale" in stored.tensors for n in stack}) > 1:
+                raise CheckpointError(f"{source}: of {', '.join(stack)} some are NVFP4 and some are not; GPU kernels take them "
+                                      "of one kind: quantise all of them, or --exclude all")

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from test_code2wav import CAPACITY, CONFIGS, TOLERANCE, Case, build, chunkings
+from test_code2wav import test_reset_forgets_the_last_waveform as test_reset_forgets_the_last_waveform  # with the `case` of here
 
 from offline.build_engines import build_onnxruntime_cuda
 from omni_ros.engines.engine import read_config
@@ -48,14 +49,6 @@ def test_one_run_of_all_frames_is_the_full_decode(case):
     """`decode` would cut it."""
     case.vocoder.reset()
     np.testing.assert_allclose(case.vocoder.engine.run({"codes": case.codes})["pcm"], case.wave, rtol=0, atol=TOLERANCE)
-
-
-def test_reset_forgets_the_last_waveform(case):
-    frames = case.codes.shape[1] // 2
-    alone = case.stream(case.codes[:, :frames], [frames])[0]
-    case.vocoder.decode(case.codes[:, frames:])
-    case.vocoder.reset()
-    np.testing.assert_array_equal(case.vocoder.decode(case.codes[:, :frames]), alone)
 
 
 def test_a_float16_export_is_computed_in_float32(case):

@@ -9,7 +9,7 @@ from conftest import run
 from nvfp4_reference import split
 
 from offline import build_engines
-from offline.checkpoint import Checkpoint
+from offline.checkpoint import Checkpoint, write_safetensors
 from offline.external_data import StoredGraph
 from offline.lower_onnxruntime_cuda import lower_encoder
 from offline.make_checkpoint import make_checkpoint
@@ -98,3 +98,18 @@ def test_a_w4a4_export_is_refused(checkpoints, tmp_path, capfd):
     run("offline.export_onnx", thinker, tmp_path / "onnx", *options)
     assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
     assert "--activations float" in capfd.readouterr().err
+
+
+def test_matrices_of_two_kinds_in_one_product_are_refused(checkpoints, tmp_path, capfd):
+    """Keys in 16 bit between NVFP4 queries and values: the kernel would take the one for the other."""
+    root = Checkpoint(checkpoints["plain"])
+    thinker, key = split(root, tmp_path)["thinker"], "thinker.model.layers.1.self_attn.k_proj"
+    tensors = {n: thinker.read(n) for n in thinker.tensors if not n.startswith(key)}
+    tensors[f"{key}.weight"] = root.read(f"{key}.weight")
+    write_safetensors(thinker.directory / "model.safetensors",
+                      {k.removeprefix("thinker."): (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+    run("offline.export_onnx", thinker.directory, tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
+    assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
+    error = capfd.readouterr().err
+    assert "layers.1.self_attn.k_proj.weight" in error and "one kind" in error
+    assert not (tmp_path / "out" / "thinker").exists()

@@ -13,8 +13,8 @@ from omni_ros.errors import EngineError, InputError
 DEVICE = "cuda"
 # float32 is what it says: rounded to TF32, the voice is 40 dB above the noise that this makes, and nothing is faster.
 PROVIDERS = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-# Sizes that a new engine runs once: first runs load kernels and take memory, which should not be in the middle of a reply.
-WARM_UP = {"frames": (1, 2, 4, 8, 16, 25)}
+# What a new Code2Wav runs once: first runs load kernels and take memory, which should not be in the middle of a reply.
+WARM_UP_FRAMES = (1, 2, 4, 8, 16, 25)
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
@@ -25,7 +25,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             raise EngineError(f"{directory}: built for a GPU, but this ONNX Runtime has no CUDA provider; install "
                               "onnxruntime-gpu, or build the engines with --device cpu")
         ort.preload_dlls()
-        # Otherwise a prompt of a new length costs a turn 0.1 s for cuDNN's plan of its attention.
+        # Otherwise attention over a new number of rows waits 0.1 s for cuDNN's plan.
         os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
         # The provider keeps handles per thread that take 100 ms to make, and a turn's stages are new threads.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=config["engine"])
@@ -45,11 +45,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         self._warm_up()
 
     def _warm_up(self) -> None:
-        symbols = {d for i in self.config["inputs"] for d in i["shape"] if isinstance(d, str)}
-        for size in WARM_UP.get(next(iter(symbols), ""), ()) if len(symbols) == 1 else ():
-            if size <= self.capacity:
-                self._run({i["name"]: np.zeros([size if isinstance(d, str) else d for d in i["shape"]], i["dtype"])
-                           for i in self.config["inputs"] if i["name"] != self.position_input})
+        for frames in WARM_UP_FRAMES if self.config["engine"] == "code2wav" else ():
+            if frames <= self.capacity:
+                self._run({"codes": np.zeros((self.config["model"]["num_quantizers"], frames), np.int64)})
                 self.reset()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -47,7 +47,8 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
     const int row = first + group + 8 * r;
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
-      const uint2 v = row <= last ? *(const uint2*)(q + ((size_t)row * heads + own) * HEAD_DIM + 16 * j + 4 * quad) : make_uint2(0, 0);
+      const half_bits* from = q + ((size_t)row * heads + own) * HEAD_DIM + 16 * j + 4 * quad;
+      const uint2 v = row <= last ? *(const uint2*)from : make_uint2(0, 0);
       query[j][r] = v.x, query[j][2 + r] = v.y;
     }
   }

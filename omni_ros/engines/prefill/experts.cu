@@ -63,9 +63,8 @@ struct Group {
 
 template <bool FP4>
 __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, const int* row, const half_bits* x, int H,
-                                             half_bits* inner,
-                                             half_bits* tiles) {
-  const int output = blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+                                             half_bits* inner, half_bits* tiles) {
+  const int output = first_output();
   Row w[2][2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -88,7 +87,7 @@ __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, con
 
 // inner [pairs, inner] = silu(gate x) * up x, both in pair order; x [rows, H].
 extern "C" __global__ void __launch_bounds__(128, 3) gate_up_tiles(SwiGLU e, Group g, const int* row, const half_bits* x, int H,
-                                                               half_bits* inner) {
+                                                                  half_bits* inner) {
   __shared__ __align__(16) half_bits tiles[TILE_HALVES];
   wait_for_previous();
   const Tile t = g.tile();
@@ -100,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) gate_up_tiles(SwiGLU e, Gro
 template <bool FP4>
 __device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool routed, const half_bits* inner, int H, float* out,
                                           half_bits* tiles) {
-  const int output = blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+  const int output = first_output();
   Row w[1][2];
 #pragma unroll
   for (int r = 0; r < 2; r++)

@@ -14,7 +14,7 @@ __device__ __forceinline__ void multiply_rows(const Stacked& m, const Product& p
   const int total = m.rows[0] + m.rows[1] + m.rows[2], rows = *p.rows, first = blockIdx.y * TOKENS;
   if (first >= rows) return;
   const int tokens = rows - first < TOKENS ? rows - first : TOKENS;
-  const int output = blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+  const int output = first_output();
   Row w[1][2];
   float scale[2];
 #pragma unroll

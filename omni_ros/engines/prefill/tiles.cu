@@ -5,13 +5,13 @@
 // order of channels in a sum is free: a lane takes a block of 16 neighbours, and activations lie in "pair order", in which
 // two neighbours are what one shift of packed codes gives.
 
-constexpr int TOKENS = 32;              // rows of activations in a tile
-constexpr int DEPTH = 64;               // channels at a time: a BLOCK for each of the four lanes that share a row
-constexpr int TILE_PITCH = DEPTH + 8;   // halves from row to row in shared memory: no bank conflicts
-constexpr int STAGES = 4;                // tiles of activations in shared memory: one in use, the others on their way
+constexpr int TOKENS = 32;             // rows of activations in a tile
+constexpr int DEPTH = 64;              // channels at a time: a BLOCK for each of the four lanes that share a row
+constexpr int TILE_PITCH = DEPTH + 8;  // halves from row to row in shared memory: no bank conflicts
+constexpr int STAGES = 4;              // tiles of activations in shared memory: one in use, the others on their way
+constexpr int TILE_HALVES = STAGES * TOKENS * TILE_PITCH;
 constexpr int TILE_WARPS = 4;
 constexpr int OUTPUTS = 16 * TILE_WARPS;  // rows of the matrix for each thread block
-constexpr int TILE_HALVES = STAGES * TOKENS * TILE_PITCH;
 constexpr float CODE_UNIT = 256;          // see Weights<true>
 
 #ifndef CUDA_ON_CPU
@@ -26,8 +26,8 @@ __device__ __forceinline__ unsigned multiply_halves(unsigned a, unsigned b) {
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
   return product;
 }
-// 16 bytes of device memory to shared memory, or zeros where not `there`; they have come once `wait_for_copies` says so, and seen by other threads
-// after a barrier. Each call of `end_copies` closes a group; all but the `pending` newest groups are waited for.
+// 16 bytes of device memory to shared memory, or zeros where not `there`. Each call of `end_copies` closes a group of copies;
+// `wait_for_copies` returns when all but the PENDING newest groups are made. Other threads see them after a barrier.
 __device__ __forceinline__ void copy_async(void* shared, const void* from, bool there) {
   const unsigned to = (unsigned)__cvta_generic_to_shared(shared), size = there ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
@@ -91,6 +91,9 @@ struct Weights<false> {
   }
 };
 
+// The first of the two rows of a matrix that this lane looks after; the other one is 8 further on.
+__device__ __forceinline__ int first_output() { return blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4; }
+
 struct Row {  // of a matrix; `there` is false beyond its end
   Matrix matrix;
   size_t row;
@@ -115,8 +118,8 @@ struct Tokens {
 // sum [M][TOKENS / 8] += rows w[m][0] and w[m][1] (this lane's two of its warp's 16) times up to TOKENS activations. Weights are
 // asked for first; `ready` then finds the activations. All threads of the block call it, once; `tiles` is shared memory for it.
 template <bool FP4, int M, class Ready>
-__device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int tokens, float (&sum)[M][TOKENS / 8][4], Ready ready,
-                                              half_bits* tiles) {
+__device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int tokens, float (&sum)[M][TOKENS / 8][4],
+                                              Ready ready, half_bits* tiles) {
   constexpr int A = FP4 ? 5 - M : 2 / M;  // steps of weights on their way
   const int lane = threadIdx.x % WARP, group = lane / 4, quad = lane % 4;
   const int blocks = K / BLOCK, steps = (K + DEPTH - 1) / DEPTH;
