@@ -17,6 +17,7 @@ test: .venv/.full
 
 lint: .venv/.full
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 bench: .venv/.full
 	$(BIN)/python -m bench.run

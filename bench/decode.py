@@ -1,4 +1,5 @@
 """Decode speed against transformers on the same checkpoint, and what int4 weights cost in accuracy."""
+
 import os
 import sys
 import time
@@ -27,9 +28,12 @@ no structure that survives rounding, and near-ties of router and logits flip."""
 def measure(output: Path, threads: int, repetitions: int) -> Part:
     reference = Transformers(output / "checkpoint")
     exact, int4 = (Pipeline.open(output / name, threads) for name in ("engines", "engines_int4"))
-    contenders = {"transformers": lambda: reference.run(threads or os.cpu_count()),
-                  "transformers, 1 thread": lambda: reference.run(1),
-                  "float32": lambda: _run(exact), "int4": lambda: _run(int4)}
+    contenders = {
+        "transformers": lambda: reference.run(threads or os.cpu_count()),
+        "transformers, 1 thread": lambda: reference.run(1),
+        "float32": lambda: _run(exact),
+        "int4": lambda: _run(int4),
+    }
     runs: dict[str, list[tuple[float, float, list[int]]]] = {name: [] for name in contenders}
     for repetition in range(repetitions + 1):  # in turn, so that other load falls on all alike; the first warms up
         for name, run in contenders.items():
@@ -54,8 +58,12 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
         Row("int4: CodePredictor's code 1 is float32's (greedy)", loss["code_predictor"]["code_1"]),
         Row("int4: CodePredictor's codes 1-15 are float32's (greedy)", loss["code_predictor"]["codes_1_to_15"]),
     ]
-    return Part("Decoding", METHOD, rows, {
-        "tokens_and_frames_per_s": {name: [run[:2] for run in rs] for name, rs in runs.items()}, "int4_loss": loss})
+    return Part(
+        "Decoding",
+        METHOD,
+        rows,
+        {"tokens_and_frames_per_s": {name: [run[:2] for run in rs] for name, rs in runs.items()}, "int4_loss": loss},
+    )
 
 
 def _run(pipeline: Pipeline) -> tuple[float, float, list[int]]:
@@ -86,17 +94,27 @@ class Transformers:
         for times in self.times.values():
             times.clear()
         return self.model.generate(
-            **self.inputs, thinker_max_new_tokens=tokens, thinker_do_sample=False,
-            thinker_eos_token_id=self.model.config.im_end_token_id, **{"return_audio": False, **options})
+            **self.inputs,
+            thinker_max_new_tokens=tokens,
+            thinker_do_sample=False,
+            thinker_eos_token_id=self.model.config.im_end_token_id,
+            **{"return_audio": False, **options},
+        )
 
     def run(self, threads: int) -> tuple[float, float, list[int]]:
         import torch
 
         torch.set_num_threads(threads)
         sequence = self._generate(TOKENS)
-        tokens = getattr(sequence, "sequences", sequence)[0, self.inputs["input_ids"].shape[1]:].tolist()
+        tokens = getattr(sequence, "sequences", sequence)[0, self.inputs["input_ids"].shape[1] :].tolist()
         tokens_per_s = rate(self.times["thinker"])
         self.model.code2wav.chunked_decode = lambda codes, **_: codes[:, :1, :1]  # no part of the frame
-        self._generate(4, return_audio=True, speaker="ethan", talker_do_sample=False, talker_max_new_tokens=FRAMES + 1,
-                       talker_repetition_penalty=1.0)
+        self._generate(
+            4,
+            return_audio=True,
+            speaker="ethan",
+            talker_do_sample=False,
+            talker_max_new_tokens=FRAMES + 1,
+            talker_repetition_penalty=1.0,
+        )
         return tokens_per_s, rate(self.times["talker"]), tokens

@@ -1,4 +1,5 @@
 """How much of the critical path is spent inside the engines, the rest being our own Python."""
+
 from collections import defaultdict
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 
 from bench.report import Part, Row
 from bench.turns import Heard, greedy, listen, question_with_media
-from offline.spy import Call, spy
+from offline.quantization.spy import Call, spy
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
 

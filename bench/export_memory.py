@@ -1,10 +1,11 @@
 """Peak memory of an export: it must follow the largest tensor, not the model."""
+
 import shutil
 from pathlib import Path
 
 from bench.models import python
 from bench.report import Part, Row
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 
 LAYERS = 80  # of the Thinker: 2.2 GB
 METHOD = f"""\
@@ -24,10 +25,14 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
     exported = _peak(f"from offline.export_onnx import main; assert main([{str(source)!r}, {str(target)!r}]) == 0")
     shutil.rmtree(target)
     added = exported - imports
-    rows = [Row("added peak / model", added / model, "", ("<=", 0.05)),
-            Row("added peak / largest tensor of the checkpoint", added / largest, "x"),
-            Row("model", model / 1e6, "MB"), Row("largest tensor", largest / 1e6, "MB"),
-            Row("added peak", added / 1e6, "MB"), Row("interpreter and imports", imports / 1e6, "MB")]
+    rows = [
+        Row("added peak / model", added / model, "", ("<=", 0.05)),
+        Row("added peak / largest tensor of the checkpoint", added / largest, "x"),
+        Row("model", model / 1e6, "MB"),
+        Row("largest tensor", largest / 1e6, "MB"),
+        Row("added peak", added / 1e6, "MB"),
+        Row("interpreter and imports", imports / 1e6, "MB"),
+    ]
     return Part("Memory of an export", METHOD, rows, {"peak_bytes": exported, "imports_bytes": imports})
 
 

@@ -1,4 +1,5 @@
 """When speech begins, when it would stutter, and what streaming saves."""
+
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,28 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
         pipeline = Pipeline.open(output / engines, threads)
         for messages, kind in ((QUESTION, "text"), (question_with_media(), "picture and sound")):
             values = _measure(pipeline, messages, repetitions)
-            rows.append(Row(f"first PCM streaming / whole reply offline, {precision}, {kind}", values["share"], "",
-                            GOAL if kind == "text" else None))
+            rows.append(
+                Row(
+                    f"first PCM streaming / whole reply offline, {precision}, {kind}",
+                    values["share"],
+                    "",
+                    GOAL if kind == "text" else None,
+                )
+            )
             details[f"{precision}, {kind}"] = values
             if kind == "text":
                 rate = pipeline.code2wav.sample_rate
-                rows += [Row(f"first text, {precision}", 1e3 * values["first_text_s"], "ms"),
-                         Row(f"first PCM, {precision}", 1e3 * values["first_pcm_s"], "ms"),
-                         Row(f"real-time factor streaming, {precision}", values["rtf"], "", ("<=", 1)),
-                         Row(f"silence inside the speech when played at once, {precision}",
-                             1e3 * values["silence_samples"] / rate, "ms", ("<=", 0))]
+                rows += [
+                    Row(f"first text, {precision}", 1e3 * values["first_text_s"], "ms"),
+                    Row(f"first PCM, {precision}", 1e3 * values["first_pcm_s"], "ms"),
+                    Row(f"real-time factor streaming, {precision}", values["rtf"], "", ("<=", 1)),
+                    Row(
+                        f"silence inside the speech when played at once, {precision}",
+                        1e3 * values["silence_samples"] / rate,
+                        "ms",
+                        ("<=", 0),
+                    ),
+                ]
     return Part("First audio", METHOD, rows, details)
 
 
@@ -44,12 +57,15 @@ def _measure(pipeline: Pipeline, messages: list[dict], repetitions: int) -> dict
             turns.append(pair)
     rate = pipeline.code2wav.sample_rate
     median = lambda values: float(np.median(list(values)))  # noqa: E731
-    return {"share": median(s.first_pcm / o.seconds for s, o in turns),
-            "first_text_s": median(s.text_times[0] for s, _ in turns),
-            "first_pcm_s": median(s.first_pcm for s, _ in turns),
-            "streaming_s": median(s.seconds for s, _ in turns), "offline_s": median(o.seconds for _, o in turns),
-            "rtf": median(s.seconds * rate / sum(n for _, n in s.chunks) for s, _ in turns),
-            "silence_samples": median(_silence(s.chunks, rate) for s, _ in turns)}
+    return {
+        "share": median(s.first_pcm / o.seconds for s, o in turns),
+        "first_text_s": median(s.text_times[0] for s, _ in turns),
+        "first_pcm_s": median(s.first_pcm for s, _ in turns),
+        "streaming_s": median(s.seconds for s, _ in turns),
+        "offline_s": median(o.seconds for _, o in turns),
+        "rtf": median(s.seconds * rate / sum(n for _, n in s.chunks) for s, _ in turns),
+        "silence_samples": median(_silence(s.chunks, rate) for s, _ in turns),
+    }
 
 
 def _silence(chunks: list[tuple[float, int]], rate: int) -> float:

@@ -1,6 +1,7 @@
 """A random NVFP4 checkpoint with the dimensions of Qwen3-Omni-30B-A3B, in the three folders that `offline.quantize` and
 the Hugging Face root would be. For timing only: bytes are drawn from small pools, as fast as a disk can take them.
 """
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,42 +11,70 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from offline import nvfp4
-from offline.checkpoint import write_safetensors
+from offline.checkpoints.checkpoint import write_safetensors
+from offline.checkpoints.random_tokenizer import train_tokenizer
+from offline.checkpoints.random_weights import DTYPE, Weight, all_tensors
 from offline.make_checkpoint import complete_config, merge, write_processor
-from offline.random_tokenizer import train_tokenizer
-from offline.random_weights import DTYPE, Weight, all_tensors
+from offline.quantization import nvfp4
 
 DIMENSIONS: dict[str, dict] = {
     "thinker_config": {
         "text_config": {
-            "vocab_size": 152064, "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
-            "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 768, "moe_intermediate_size": 768,
-            "num_experts": 128, "num_experts_per_tok": 8,
+            "vocab_size": 152064,
+            "hidden_size": 2048,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "intermediate_size": 768,
+            "moe_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
         },
         "audio_config": {
-            "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+            "d_model": 1280,
+            "encoder_layers": 32,
+            "encoder_attention_heads": 20,
+            "encoder_ffn_dim": 5120,
             "downsample_hidden_size": 480,
         },
         "vision_config": {
-            "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304,
+            "depth": 27,
+            "hidden_size": 1152,
+            "num_heads": 16,
+            "intermediate_size": 4304,
             "deepstack_visual_indexes": [8, 16, 24],
         },
     },
     "talker_config": {
         "accept_hidden_layer": 24,
         "text_config": {
-            "hidden_size": 1024, "num_hidden_layers": 20, "num_attention_heads": 16, "num_key_value_heads": 2,
-            "head_dim": 128, "intermediate_size": 2048, "moe_intermediate_size": 384,
-            "shared_expert_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 6,
+            "hidden_size": 1024,
+            "num_hidden_layers": 20,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "intermediate_size": 2048,
+            "moe_intermediate_size": 384,
+            "shared_expert_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 6,
         },
         "code_predictor_config": {
-            "vocab_size": 2048, "hidden_size": 1024, "num_hidden_layers": 5, "num_attention_heads": 16,
-            "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
+            "vocab_size": 2048,
+            "hidden_size": 1024,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": 3072,
         },
     },
     "code2wav_config": {
-        "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16, "intermediate_size": 3072,
+        "hidden_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "intermediate_size": 3072,
         "decoder_dim": 1536,
     },
 }
@@ -99,13 +128,13 @@ class Pools:
         self.bytes = random.integers(0, 256, POOL, np.uint8)
         self.scales = random.integers(0x38, 0x40, POOL, np.uint8).view(ml_dtypes.float8_e4m3fn)  # 1 to 1.875
         self.normal = random.standard_normal(POOL, np.float32)
-        self.rms = float(np.sqrt(np.mean(nvfp4.E2M1 ** 2) * np.mean(self.scales[:4096].astype(np.float32) ** 2)))
+        self.rms = float(np.sqrt(np.mean(nvfp4.E2M1**2) * np.mean(self.scales[:4096].astype(np.float32) ** 2)))
         self.start = 0
 
     def take(self, pool: np.ndarray, count: int) -> Iterator[np.ndarray]:
         while count:
             self.start = (self.start + 1_000_003) % (POOL // 2)
-            part = pool[self.start:self.start + min(count, POOL // 2)]
+            part = pool[self.start : self.start + min(count, POOL // 2)]
             count -= len(part)
             yield part
 
@@ -113,8 +142,14 @@ class Pools:
         """What the checkpoint holds for one weight, as write_safetensors wants it: bfloat16, or NVFP4 codes and scales."""
         name, size = weight.name.removeprefix(f"{folder}."), int(np.prod(weight.shape))
         if folder == "root" or not name.endswith("_proj.weight"):
-            yield name, (DTYPE, weight.shape, (v * np.float32(weight.std) + np.float32(weight.mean)
-                                               for v in self.take(self.normal, size)))
+            yield (
+                name,
+                (
+                    DTYPE,
+                    weight.shape,
+                    (v * np.float32(weight.std) + np.float32(weight.mean) for v in self.take(self.normal, size)),
+                ),
+            )
             return
         *outer, width = weight.shape
         yield name, (np.uint8, (*outer, width // 2), self.take(self.bytes, size // 2))

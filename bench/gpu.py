@@ -8,6 +8,7 @@ Makes a checkpoint with random NVFP4 weights, exports and builds it (54 GB in --
 measures, prints a table and writes bench_gpu.json. Needs a GPU with 32 GB, onnxruntime-gpu and cuda-bindings; transformers
 needs torch with CUDA. What fails is reported and the rest goes on; a missed goal is marked, not an error.
 """
+
 import argparse
 import sys
 import time
@@ -22,8 +23,8 @@ from tempfile import TemporaryDirectory
 from bench import gpu_build, gpu_engines, gpu_transformers
 from bench.models import ROOT
 from bench.report import Part, Row, machine, text_table, to_json, to_markdown
+from omni_ros.engines.cuda.compiler import DECODE, PREFILL, compile_kernels
 from omni_ros.engines.cuda_device import gpu_target
-from omni_ros.engines.cuda_kernels import DECODE, PREFILL, compile_kernels
 from omni_ros.errors import EngineError, OmniError
 
 NAMES = ("engines", "transformers")
@@ -64,8 +65,10 @@ def check_machine(names: set[str]) -> None:
         try:
             compile_kernels(target.replace("sm", "sm_"), 128, 8, DECODE, PREFILL)
         except (ImportError, RuntimeError) as e:
-            raise EngineError(f"CUDA's run-time compiler is missing ({e}): pip install cuda-bindings nvidia-cuda-nvrtc, of the "
-                              "CUDA version (12 or 13) that nvidia-smi shows") from e
+            raise EngineError(
+                f"CUDA's run-time compiler is missing ({e}): pip install cuda-bindings nvidia-cuda-nvrtc, of the "
+                "CUDA version (12 or 13) that nvidia-smi shows"
+            ) from e
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -124,9 +127,17 @@ def beside(parts: list[Part]) -> list[Part]:
         return []
     ours, theirs = details["Turns"], details["transformers"]
     times = {"ms_per_frame": "codec frame", "rtf": "whole reply, per second of speech", "first_pcm_s": "first PCM"}
-    return [Part("Beside transformers", BESIDE, [
-        Row("Thinker tokens/s, ours / transformers", ours["tokens_per_s"] / theirs["tokens_per_s"], "x"),
-        *[Row(f"{name}: time of transformers / ours", theirs[key] / ours[key], "x") for key, name in times.items()]], {})]
+    return [
+        Part(
+            "Beside transformers",
+            BESIDE,
+            [
+                Row("Thinker tokens/s, ours / transformers", ours["tokens_per_s"] / theirs["tokens_per_s"], "x"),
+                *[Row(f"{name}: time of transformers / ours", theirs[key] / ours[key], "x") for key, name in times.items()],
+            ],
+            {},
+        )
+    ]
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -146,8 +157,9 @@ def measure(names: set[str], work: Path, reuse: bool, layers: dict[str, int], re
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the engines (default: one that is deleted)")
     parser.add_argument("--reuse", action="store_true", help="measure the engines that an earlier run left in --work")
     parser.add_argument("--only", default=",".join(NAMES), metavar="PARTS", help="comma list (default: %(default)s)")

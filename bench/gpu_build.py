@@ -1,4 +1,5 @@
 """Engines with random weights at the dimensions of Qwen3-Omni-30B-A3B, made with the product's own command lines."""
+
 import json
 import shutil
 import tempfile
@@ -16,9 +17,9 @@ from bench.models import python
 from bench.report import Part, Row
 from offline.bandwidth import Traffic, traffic
 from offline.build_engines import ENGINES
-from offline.external_data import StoredGraph
+from offline.checkpoints.random_weights import all_tensors
+from offline.graphs.external_data import StoredGraph
 from offline.make_checkpoint import write_processor
-from offline.random_weights import all_tensors
 from omni_ros.errors import CheckpointError, EngineError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
@@ -47,8 +48,10 @@ def make(work: Path, config: dict, layers: dict[str, int], log: Callable[[str], 
         raise CheckpointError(f"{work}: is not empty; measure the engines in it with --reuse, or give --work another folder")
     needed, free = PEAK * sum(w.nbytes for w in all_tensors(config)) + MORE, shutil.disk_usage(work).free
     if free < needed:
-        raise CheckpointError(f"{work}: {free / 1e9:.0f} GB are free, {needed / 1e9:.0f} GB are needed; give --work a larger "
-                              "folder (/dev/shm/omni, say), or measure fewer layers")
+        raise CheckpointError(
+            f"{work}: {free / 1e9:.0f} GB are free, {needed / 1e9:.0f} GB are needed; give --work a larger "
+            "folder (/dev/shm/omni, say), or measure fewer layers"
+        )
     making = _Making(work, log)
     making.step("checkpoint", [making.checkpoint], full_size.write_full_size, making.checkpoint, layers)
     with ThreadPoolExecutor() as pool:
@@ -67,8 +70,11 @@ def read_made(work: Path) -> tuple[dict[str, Traffic], Part]:
         made = json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise EngineError(f"{path}: missing or damaged ({e}); run without --reuse, in an empty folder") from e
-    rows = [row for name, step in made["steps"].items() for row in (
-        Row(f"{name}, time", step["seconds"], "s"), Row(f"{name}, written", step["bytes"] / 1e9, "GB"))]
+    rows = [
+        row
+        for name, step in made["steps"].items()
+        for row in (Row(f"{name}, time", step["seconds"], "s"), Row(f"{name}, written", step["bytes"] / 1e9, "GB"))
+    ]
     return {name: Traffic(**t) for name, t in made["traffic"].items()}, Part("Making the engines", METHOD, rows, made)
 
 
@@ -94,12 +100,33 @@ class _Making:
         sidecars = ["--talker-sidecar-from", self.checkpoint / "root"] if part == "talker" else []
         components = EXPORTS[part]
         folders = [onnx / folder for name, folder in ENGINES.items() if Path(name).name in components.split(",")]
-        self.step(f"export {components}", folders, python, "-m", "offline.export_onnx", source, onnx,
-                  "--components", components, "--dtype", "float16", *sidecars)
+        self.step(
+            f"export {components}",
+            folders,
+            python,
+            "-m",
+            "offline.export_onnx",
+            source,
+            onnx,
+            "--components",
+            components,
+            "--dtype",
+            "float16",
+            *sidecars,
+        )
         built = {name: onnx / folder for name, folder in ENGINES.items() if (onnx / folder).is_dir()}
         self.traffic |= {name: asdict(traffic(StoredGraph(folder))) for name, folder in built.items()}
         if part != "root":  # the Talker's export reads there, too
             shutil.rmtree(source)
-        self.step(f"build {', '.join(Path(name).name for name in built)}", [self.engines / name for name in built], python,
-                  "-m", "offline.build_engines", onnx, self.engines, "--device", "cuda")
+        self.step(
+            f"build {', '.join(Path(name).name for name in built)}",
+            [self.engines / name for name in built],
+            python,
+            "-m",
+            "offline.build_engines",
+            onnx,
+            self.engines,
+            "--device",
+            "cuda",
+        )
         shutil.rmtree(onnx)

@@ -1,4 +1,5 @@
 """The engines of `offline.build_engines --device cuda`, one after the other: loading, steps, share of the bandwidth."""
+
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -109,8 +110,10 @@ def alone(name: str, engine: Engine, repetitions: int, traffic: Traffic | None =
     rows = [Row(f"{name}, {what}", 1e3 * value, "ms") for what, value in seconds.items()]
     if step and traffic and bandwidth:
         read = traffic.read + traffic.kv_row * cached
-        rows += [Row(f"{name}, read in a {step}", read / 1e9, "GB"),
-                 Row(f"{name}, share of the bandwidth limit", read / bandwidth / seconds[step])]
+        rows += [
+            Row(f"{name}, read in a {step}", read / 1e9, "GB"),
+            Row(f"{name}, share of the bandwidth limit", read / bandwidth / seconds[step]),
+        ]
     return Part("Engines alone", METHOD, rows, {name: seconds})
 
 

@@ -1,4 +1,5 @@
 """transformers on the same GPU, as `from_pretrained` sets it up, with random bfloat16 weights made on the device."""
+
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,11 +30,19 @@ def measure(model: "Transformers") -> Part:
     samples = model.generate(TOKENS, frames=FRAMES)
     reply = time.perf_counter() - started
     frame, rtf = model.seconds_per_call("talker"), reply * 24000 / samples
-    rows = [Row("Thinker", tokens_per_s, "tokens/s"), Row("codec frame (Talker + CodePredictor)", 1e3 * frame, "ms"),
-            Row("whole reply, also its first PCM", reply, "s"), Row("real-time factor of a whole reply", rtf),
-            Row("making the model", model.seconds, "s")]
-    return Part("transformers", METHOD, rows, {"tokens_per_s": tokens_per_s, "ms_per_frame": 1e3 * frame, "rtf": rtf,
-                                               "first_pcm_s": reply, "samples": samples})
+    rows = [
+        Row("Thinker", tokens_per_s, "tokens/s"),
+        Row("codec frame (Talker + CodePredictor)", 1e3 * frame, "ms"),
+        Row("whole reply, also its first PCM", reply, "s"),
+        Row("real-time factor of a whole reply", rtf),
+        Row("making the model", model.seconds, "s"),
+    ]
+    return Part(
+        "transformers",
+        METHOD,
+        rows,
+        {"tokens_per_s": tokens_per_s, "ms_per_frame": 1e3 * frame, "rtf": rtf, "first_pcm_s": reply, "samples": samples},
+    )
 
 
 class Transformers:
@@ -63,11 +72,20 @@ class Transformers:
         """A reply of `tokens` tokens and, where `frames` are asked for, speech: how many samples."""
         for times in self.times.values():
             times.clear()
-        options: dict[str, Any] = {"thinker_max_new_tokens": tokens, "thinker_min_new_tokens": tokens, "thinker_do_sample": False,
-                                   "thinker_eos_token_id": self.model.config.im_end_token_id, "return_audio": bool(frames)}
+        options: dict[str, Any] = {
+            "thinker_max_new_tokens": tokens,
+            "thinker_min_new_tokens": tokens,
+            "thinker_do_sample": False,
+            "thinker_eos_token_id": self.model.config.im_end_token_id,
+            "return_audio": bool(frames),
+        }
         if frames:  # one more: the Talker's last token is never turned into a frame
-            options |= {"talker_max_new_tokens": frames + 1, "talker_min_new_tokens": frames + 1, "talker_do_sample": False,
-                        "speaker": "ethan"}
+            options |= {
+                "talker_max_new_tokens": frames + 1,
+                "talker_min_new_tokens": frames + 1,
+                "talker_do_sample": False,
+                "speaker": "ethan",
+            }
         reply = self.model.generate(input_ids=self.ids, attention_mask=self.torch.ones_like(self.ids), **options)
         return reply[1].float().cpu().numel() if frames else 0
 

@@ -1,4 +1,5 @@
 """Whole turns on one GPU: Thinker speed, codec frames, first sound, real-time factor, gaps in the speech."""
+
 import functools
 import tempfile
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import numpy as np
 
 from bench.report import Part, Row
 from bench.turns import Heard, listen
-from offline.checkpoint import write_safetensors
+from offline.checkpoints.checkpoint import write_safetensors
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
 from omni_ros.preprocess.audio import log_mel
@@ -59,16 +60,32 @@ def measure(pipeline: Pipeline, repetitions: int) -> Part:
     ]
     replies = ("text", "text and sound", "text, sound and picture")
     for name in replies:
-        rows.append(Row(f"first PCM: {name}, {metric(name, 'prompt_tokens'):.0f} tokens",
-                        1e3 * median(name, lambda h: h.first_pcm), "ms", FIRST_PCM_MS))
+        rows.append(
+            Row(
+                f"first PCM: {name}, {metric(name, 'prompt_tokens'):.0f} tokens",
+                1e3 * median(name, lambda h: h.first_pcm),
+                "ms",
+                FIRST_PCM_MS,
+            )
+        )
     dry = [gaps(h.chunks, rate) for name in replies for h in heard[name]]
     rows += [Row(f"real-time factor of a whole reply: {name}", rtf(name), "", RTF) for name in replies]
-    rows += [Row(f"player ran dry, times in the worst of {len(dry)} replies", max(count for count, _ in dry), "", ("<=", 0)),
-             Row("silence inside the speech, worst reply", 1e3 * max(silence for _, silence in dry), "ms")]
-    return Part("Turns", METHOD, rows, {
-        "tokens_per_s": metric("Thinker, greedy", "tokens_per_s"), "rtf": rtf("text"),
-        "ms_per_frame": metric("one stage after the other", "ms_per_frame"), "first_pcm_s": median("text", lambda h: h.first_pcm),
-        "runs": {name: [{**h.finished.metrics, "chunks": h.chunks} for h in hs] for name, hs in heard.items()}})
+    rows += [
+        Row(f"player ran dry, times in the worst of {len(dry)} replies", max(count for count, _ in dry), "", ("<=", 0)),
+        Row("silence inside the speech, worst reply", 1e3 * max(silence for _, silence in dry), "ms"),
+    ]
+    return Part(
+        "Turns",
+        METHOD,
+        rows,
+        {
+            "tokens_per_s": metric("Thinker, greedy", "tokens_per_s"),
+            "rtf": rtf("text"),
+            "ms_per_frame": metric("one stage after the other", "ms_per_frame"),
+            "first_pcm_s": median("text", lambda h: h.first_pcm),
+            "runs": {name: [{**h.finished.metrics, "chunks": h.chunks} for h in hs] for name, hs in heard.items()},
+        },
+    )
 
 
 def never_end(pipeline: Pipeline) -> None:

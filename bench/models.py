@@ -1,4 +1,5 @@
 """The small checkpoint and its engines, made once with the product's command lines and kept in the output folder."""
+
 import hashlib
 import shutil
 import subprocess

@@ -1,4 +1,5 @@
 """What a benchmark measured: one row per number, as text, as JSON and as a page such as docs/benchmarks.md."""
+
 import json
 import os
 import platform
@@ -13,8 +14,16 @@ Written by `{command}`; `make bench` prints the same numbers. Ratios compare thi
 so that other load on the machine falls on both sides. The checkpoint is `offline.make_checkpoint --size small`: 180 M
 random parameters, so its words mean nothing, and its accuracy figures are no guide to a trained model's.
 The 30B model's dimensions on an NVIDIA GPU: [benchmarks_gpu.md](benchmarks_gpu.md)."""
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "torch", "transformers",
-            "rclpy", "ros-rclpy")  # a ROS installation's and PyPI's
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "cuda-bindings",
+    "torch",
+    "transformers",
+    "rclpy",
+    "ros-rclpy",
+)  # a ROS installation's and PyPI's
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,13 @@ def machine() -> dict[str, str]:
     memory = int(_read("/proc/meminfo").split()[1]) / 2**20
     return {
         "processor": f"{info.get('model name', platform.machine())}, {os.cpu_count()} cores",
-        "memory": f"{memory:.0f} GiB", "system": f"{platform.system()} {platform.machine()}",
-        **_gpu(), "load before": f"{os.getloadavg()[0]:.2f} processes", "python": platform.python_version(),
-        **{name: found for name in PACKAGES if (found := _version(name))}}
+        "memory": f"{memory:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+        **_gpu(),
+        "load before": f"{os.getloadavg()[0]:.2f} processes",
+        "python": platform.python_version(),
+        **{name: found for name in PACKAGES if (found := _version(name))},
+    }
 
 
 def _read(path: str) -> str:
@@ -89,14 +102,28 @@ def text_table(parts: list[Part]) -> str:
 
 def to_json(parts: list[Part], machine_facts: dict[str, str]) -> str:
     rows = lambda p: [{**asdict(r), "mark": r.mark} for r in p.rows]  # noqa: E731
-    return json.dumps({"machine": machine_facts, "parts": [
-        {"title": p.title, "method": p.method, "rows": rows(p), "details": p.details} for p in parts]}, indent=2) + "\n"
+    return (
+        json.dumps(
+            {
+                "machine": machine_facts,
+                "parts": [{"title": p.title, "method": p.method, "rows": rows(p), "details": p.details} for p in parts],
+            },
+            indent=2,
+        )
+        + "\n"
+    )
 
 
-def to_markdown(parts: list[Part], machine_facts: dict[str, str], command: str, title: str = "Benchmarks",
-                introduction: str = INTRODUCTION) -> str:
-    lines = [f"# {title}", "", introduction.format(command=command), "",
-             *[f"- {name}: {value}" for name, value in machine_facts.items()]]
+def to_markdown(
+    parts: list[Part], machine_facts: dict[str, str], command: str, title: str = "Benchmarks", introduction: str = INTRODUCTION
+) -> str:
+    lines = [
+        f"# {title}",
+        "",
+        introduction.format(command=command),
+        "",
+        *[f"- {name}: {value}" for name, value in machine_facts.items()],
+    ]
     for part in parts:
         lines += ["", f"## {part.title}", "", part.method, "", "| | measured | goal | |", "|---|--:|--:|---|"]
         for row in part.rows:

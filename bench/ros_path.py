@@ -1,4 +1,5 @@
 """What ROS adds: from the pipeline's event in the node to its message in another process, over DDS."""
+
 import os
 import signal
 import subprocess
@@ -21,14 +22,23 @@ subscriber in another process (Fast DDS, this machine), while the engines go on 
 START_LIMIT, TURN_LIMIT = 120, 60  # seconds
 # A lead as long as the reply switches the pacing of speech off, and a message as long as a codec frame lets every chunk
 # of the pipeline leave at once; both change when a message is due, not what sending it costs.
-PARAMETERS = {"use_camera": "false", "vad": "energy", "max_generate_length": TOKENS, "max_audio_length": FRAMES,
-              "temperature": 0.0, "talker_temperature": 0.0, "history_turns": 0, "speech_lead": 5.0,
-              "speech_chunk": 0.08}
+PARAMETERS = {
+    "use_camera": "false",
+    "vad": "energy",
+    "max_generate_length": TOKENS,
+    "max_audio_length": FRAMES,
+    "temperature": 0.0,
+    "talker_temperature": 0.0,
+    "history_turns": 0,
+    "speech_lead": 5.0,
+    "speech_chunk": 0.08,
+}
 
 
 def measure(output: Path, threads: int, repetitions: int) -> Part:
-    os.environ.update(ROS_DOMAIN_ID=str(101 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
-                      ROS_LOG_DIR=str(output.resolve()))
+    os.environ.update(
+        ROS_DOMAIN_ID=str(101 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output.resolve())
+    )
     turns = 2 * repetitions
     events_file, log = output / "ros_events.txt", output / "ros_node.log"
     events_file.unlink(missing_ok=True)
@@ -42,15 +52,17 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)
-    sent = [turn.splitlines() for turn in events_file.read_text().split("end\n")[-turns - 1:-1]]  # warm-up comes first
+    sent = [turn.splitlines() for turn in events_file.read_text().split("end\n")[-turns - 1 : -1]]  # warm-up comes first
     text, pcm = [], []
     for lines, (texts, chunks) in zip(sent, received):
         text += _text_delays(lines, texts)
         pcm += _pcm_delays(lines, chunks)
     rows = []
     for name, delays in (("text delta", text), ("PCM chunk", pcm)):
-        rows += [Row(f"{name}, median of {len(delays)}", 1e3 * float(np.median(delays)), "ms"),
-                 Row(f"{name}, p99", 1e3 * float(np.quantile(delays, 0.99)), "ms", GOAL)]
+        rows += [
+            Row(f"{name}, median of {len(delays)}", 1e3 * float(np.median(delays)), "ms"),
+            Row(f"{name}, p99", 1e3 * float(np.quantile(delays, 0.99)), "ms", GOAL),
+        ]
     return Part("What ROS adds", METHOD, rows, {"text_ms": [1e3 * d for d in text], "pcm_ms": [1e3 * d for d in pcm]})
 
 
@@ -73,8 +85,9 @@ def _converse(turns: int, ended: Callable[[], int], alive: Callable[[], bool]) -
     node.create_subscription(String, "response_stream", record(texts), 100)
     node.create_subscription(Int16MultiArray, "speech/audio", record(chunks), 100)
     node.create_subscription(String, "response", record(responses), 10)
-    node.create_subscription(String, "state", lambda msg: states.append(msg.data),
-                             QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    node.create_subscription(
+        String, "state", lambda msg: states.append(msg.data), QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    )
     prompt = node.create_publisher(String, "prompt", 10)
 
     def wait(condition: Callable[[], bool], what: str, limit: float) -> None:

@@ -7,6 +7,7 @@
 Prints a table and writes bench.json beside the engines that it keeps in the output folder. A missed goal is marked, not
 an error.
 """
+
 import argparse
 import sys
 import time
@@ -18,8 +19,13 @@ from bench import decode, engine_share, export_memory, first_audio, ros_path
 from bench.models import ROOT, prepare
 from bench.report import Part, machine, text_table, to_json, to_markdown
 
-PARTS = {"decode": decode.measure, "engines": engine_share.measure, "audio": first_audio.measure,
-         "ros": ros_path.measure, "export": export_memory.measure}
+PARTS = {
+    "decode": decode.measure,
+    "engines": engine_share.measure,
+    "audio": first_audio.measure,
+    "ros": ros_path.measure,
+    "export": export_memory.measure,
+}
 
 
 def run_part(name: str, output: Path, threads: int, repetitions: int) -> Part:
@@ -32,8 +38,9 @@ def run_part(name: str, output: Path, threads: int, repetitions: int) -> Part:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help="comma list (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, default=5, help="of each measurement (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of each engine and of torch (default: every core)")

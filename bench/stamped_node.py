@@ -4,6 +4,7 @@
 
 One line per event: seconds (time.monotonic, one clock for all processes), text or pcm, characters or samples.
 """
+
 import sys
 import time
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The turns that the benchmarks run: greedy, so that every repetition and every engine does the same work."""
+
 import time
 from dataclasses import dataclass
 
@@ -35,8 +36,7 @@ def question_with_media() -> list[dict]:
 
 
 def greedy(messages: list[dict] = QUESTION, tokens: int = TOKENS, frames: int = FRAMES, **options) -> Request:
-    return Request(messages, max_generate_length=tokens, max_audio_length=frames, temperature=0, talker_temperature=0,
-                   **options)
+    return Request(messages, max_generate_length=tokens, max_audio_length=frames, temperature=0, talker_temperature=0, **options)
 
 
 def listen(pipeline: Pipeline, request: Request) -> Heard:

@@ -1,4 +1,5 @@
 """Outputs appear whole or not at all: write to a hidden sibling, then rename."""
+
 import contextlib
 import os
 import shutil

@@ -3,13 +3,14 @@
 At batch 1 a step reads every weight that it multiplies by, and computes next to nothing with it. So bytes divided by
 bandwidth is a floor for its time, which good kernels approach to 70-80 %.
 """
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from offline.external_data import StoredGraph
+from offline.graphs.external_data import StoredGraph
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,14 @@ MODULES = {  # as NVIDIA advertises them; not checked against the data sheets (d
     "Jetson Orin Nano 8GB (Super)": Module(8e9, 102e9, "sm87"),
 }
 FRAME_SECONDS = 0.08  # of speech in a codec frame
-STEPS = {"thinker": "one token", "talker": "one codec frame", "code_predictor": "one codec frame",
-         "code2wav": "one call, any number of frames", "multimodal/audio": "one window", "multimodal/visual": "one image"}
+STEPS = {
+    "thinker": "one token",
+    "talker": "one codec frame",
+    "code_predictor": "one codec frame",
+    "code2wav": "one call, any number of frames",
+    "multimodal/audio": "one window",
+    "multimodal/visual": "one image",
+}
 
 
 @dataclass(frozen=True)
@@ -103,10 +110,12 @@ def _module_table(found: dict[str, Traffic], rows: int) -> list[str]:
                 cells[2] = f"{(token + frame) / module.bandwidth / FRAME_SECONDS:.0%}"
         head = f"{name}, {module.bandwidth / 1e9:.0f} GB/s"
         lines.append(f"{head:42}{cells[0]:>16}{cells[1]:>14}{cells[2]:>16}   {verdict}")
-    return [*lines,
-            "At best: bytes read / memory bandwidth. Good kernels reach 70-80 % of it; nothing here was measured on a Jetson.",
-            "codec frame: Talker and CodePredictor. While it speaks, the robot makes a token and a frame in every 80 ms;",
-            "Code2Wav reads its weights once a call on top. Memory also holds KV caches, activations and all other programs."]
+    return [
+        *lines,
+        "At best: bytes read / memory bandwidth. Good kernels reach 70-80 % of it; nothing here was measured on a Jetson.",
+        "codec frame: Talker and CodePredictor. While it speaks, the robot makes a token and a frame in every 80 ms;",
+        "Code2Wav reads its weights once a call on top. Memory also holds KV caches, activations and all other programs.",
+    ]
 
 
 def _size(count: int) -> str:

@@ -5,6 +5,7 @@
 writes ENGINES/{thinker,talker,code_predictor,code2wav} and ENGINES/multimodal/{audio,visual}. Each engine folder holds
 its graph, its sidecars, and a config.json with inputs, outputs, state, limits and provenance.
 """
+
 import argparse
 import hashlib
 import json
@@ -15,20 +16,24 @@ from pathlib import Path
 from tqdm import tqdm
 
 from offline import bandwidth
-from offline import build_tensorrt as tensorrt
 from offline.atomic import atomic_directory
-from offline.cuda_weights import write_weights
-from offline.lower_code2wav_cuda import Code2WavLowering
-from offline.lower_onnxruntime import Lowering
-from offline.lower_onnxruntime_cuda import lower_encoder
+from offline.cuda.lower_code2wav import Code2WavLowering
+from offline.cuda.lower_encoder import lower_encoder
+from offline.cuda.weights import write_weights
+from offline.onnxruntime.lower import Lowering
+from offline.tensorrt import build as tensorrt
 from omni_ros import __version__
-from omni_ros.engines.tensorrt_package import import_tensorrt
+from omni_ros.engines.tensorrt.package import import_tensorrt
 from omni_ros.errors import CheckpointError, OmniError
 
 # engine folder <- ONNX folder
 ENGINES = {
-    "thinker": "thinker/llm", "talker": "talker/llm", "code_predictor": "multimodal/code_predictor",
-    "code2wav": "multimodal/code2wav", "multimodal/audio": "multimodal/audio", "multimodal/visual": "multimodal/visual",
+    "thinker": "thinker/llm",
+    "talker": "talker/llm",
+    "code_predictor": "multimodal/code_predictor",
+    "code2wav": "multimodal/code2wav",
+    "multimodal/audio": "multimodal/audio",
+    "multimodal/visual": "multimodal/visual",
 }
 INT4_ENGINES = ("thinker", "talker", "code_predictor")  # the encoders and Code2Wav keep their precision
 
@@ -138,16 +143,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("engines", type=Path, metavar="ENGINES", help="folder for the engines")
     parser.add_argument("--backend", choices=("onnxruntime", "tensorrt"), default="onnxruntime")
     parser.add_argument("--target", choices=tensorrt.TARGETS, help="tensorrt: GPU to build for (default: the one here)")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="build nothing: print sizes, bytes read per step, and what Jetson memory bandwidth allows")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build nothing: print sizes, bytes read per step, and what Jetson memory bandwidth allows",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--weights", choices=("float32", "int4"), default="float32",
-                        help="int4: 4-bit Thinker, Talker and CodePredictor; faster, less exact (default: %(default)s)")
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "int4"),
+        default="float32",
+        help="int4: 4-bit Thinker, Talker and CodePredictor; faster, less exact (default: %(default)s)",
+    )
     parser.add_argument("--maxBatchSize", type=int, default=1, choices=(1,), help="a robot holds one conversation: 1")
     parser.add_argument("--maxInputLen", type=int, default=1024, help="longest prompt in tokens (default: %(default)s)")
     parser.add_argument("--maxKVCacheCapacity", type=int, default=2048, help="prompt + reply, in rows (default: %(default)s)")
-    parser.add_argument("--maxCodeLen", type=int, default=1000,
-                        help="longest speech, in codec frames of 80 ms (default: %(default)s)")
+    parser.add_argument(
+        "--maxCodeLen", type=int, default=1000, help="longest speech, in codec frames of 80 ms (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if not 1 <= args.maxInputLen <= args.maxKVCacheCapacity:
         parser.error("--maxInputLen must be between 1 and --maxKVCacheCapacity")
@@ -175,8 +188,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(f"{len(built)} engines in {args.engines} ({args.backend}, "
-          f"{args.target or 'this GPU' if args.backend == 'tensorrt' else args.device})")
+    print(
+        f"{len(built)} engines in {args.engines} ({args.backend}, "
+        f"{args.target or 'this GPU' if args.backend == 'tensorrt' else args.device})"
+    )
     return 0
 
 

@@ -8,6 +8,7 @@ Talker, how often the most likely token (or code 0) is the same, the mean KL div
 mean cosine of what goes into every layer (if both are ONNX Runtime's for a CPU, whose graphs can be made to show it); for
 the CodePredictor, how many codes agree.
 """
+
 import argparse
 import contextlib
 import hashlib
@@ -26,7 +27,7 @@ from onnx import TensorProto, helper
 
 from offline.atomic import atomic_file
 from offline.infer import read_requests
-from offline.spy import Call, spy
+from offline.quantization.spy import Call, spy
 from omni_ros.engines.engine import Engine, open_engine
 from omni_ros.errors import InputError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
@@ -52,12 +53,16 @@ def compare(reference: Pipeline, other: Pipeline, requests: list[Request]) -> di
         shown = set.intersection(*(set(pairs[0][side][0]) for side in (0, 1)))
         layers = sorted((k for k in shown if k.startswith("layer_")), key=lambda k: int(k[6:]))
         report[name]["layer_cosine"] = [
-            cosine(*(np.concatenate([o[k] for pair in pairs for o in pair[side]]) for side in (0, 1))) for k in layers]
+            cosine(*(np.concatenate([o[k] for pair in pairs for o in pair[side]]) for side in (0, 1))) for k in layers
+        ]
     frames = [c for c in calls if c.engine == "code_predictor"]
     if frames:
         ours, theirs = (np.stack([o["codes"] for o in side]) for side in _replay(other.engines["code_predictor"], frames))
-        report["code_predictor"] = {"frames": len(ours), "code_1": float((ours == theirs)[:, 0].mean()),
-                                    "codes_1_to_15": float((ours == theirs).mean())}
+        report["code_predictor"] = {
+            "frames": len(ours),
+            "code_1": float((ours == theirs)[:, 0].mean()),
+            "codes_1_to_15": float((ours == theirs).mean()),
+        }
     return report
 
 
@@ -85,8 +90,12 @@ def logits_distance(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
     if exact.shape != other.shape:
         raise InputError(f"the two builds are of different models: logits {exact.shape[1]} and {other.shape[1]} wide")
     log_p, log_q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (exact, other))
-    return {"steps": len(exact), "top1": float((exact.argmax(1) == other.argmax(1)).mean()),
-            "kl": float((np.exp(log_p) * (log_p - log_q)).sum(1).mean()), "cosine": cosine(exact, other)}
+    return {
+        "steps": len(exact),
+        "top1": float((exact.argmax(1) == other.argmax(1)).mean()),
+        "kl": float((np.exp(log_p) * (log_p - log_q)).sum(1).mean()),
+        "cosine": cosine(exact, other),
+    }
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -152,8 +161,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m offline.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="engines that answer")
     parser.add_argument("other", type=Path, metavar="OTHER", help="engines that are compared with them")
     parser.add_argument("--inputFile", type=Path, help="requests as for offline.infer (default: one question)")
@@ -164,8 +174,18 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         asked = read_requests(args.inputFile, True, False) if args.inputFile else [Request(QUESTION)]
-        requests = [Request(r.messages, max_generate_length=args.tokens, max_audio_length=args.frames, streaming=False,
-                            temperature=0, talker_temperature=0, speaker=r.speaker) for r in asked]
+        requests = [
+            Request(
+                r.messages,
+                max_generate_length=args.tokens,
+                max_audio_length=args.frames,
+                streaming=False,
+                temperature=0,
+                talker_temperature=0,
+                speaker=r.speaker,
+            )
+            for r in asked
+        ]
         with open_probed(args.reference, args.threads) as reference, open_probed(args.other, args.threads) as other:
             report = compare(reference, other, requests)
     except OmniError as e:

@@ -10,6 +10,7 @@ Media paths are relative to in.json. Sampling and speech parameters may stand in
 request: temperature, top_k, top_p, seed, talker_temperature, talker_top_k, talker_top_p, repetition_penalty,
 max_audio_length (codec frames), max_generate_length (tokens), speaker.
 """
+
 import argparse
 import json
 import sys
@@ -25,8 +26,19 @@ from omni_ros.errors import InputError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request
 
-PARAMETERS = ("max_generate_length", "temperature", "top_k", "top_p", "seed", "talker_temperature", "talker_top_k",
-              "talker_top_p", "repetition_penalty", "max_audio_length", "speaker")
+PARAMETERS = (
+    "max_generate_length",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "talker_temperature",
+    "talker_top_k",
+    "talker_top_p",
+    "repetition_penalty",
+    "max_audio_length",
+    "speaker",
+)
 
 
 def read_requests(path: Path, audio_output: bool, streaming: bool) -> list[Request]:
@@ -65,9 +77,12 @@ def _resolve(message: Any, folder: Path) -> Any:
     """Relative media paths count from the request file's folder."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
-    content = [{**part, part["type"]: str(folder / part[part["type"]])}
-               if isinstance(part, dict) and part.get("type") in ("audio", "image", "video")
-               and isinstance(part.get(part["type"]), str) else part for part in message["content"]]
+    content = [
+        {**part, part["type"]: str(folder / part[part["type"]])}
+        if isinstance(part, dict) and part.get("type") in ("audio", "image", "video") and isinstance(part.get(part["type"]), str)
+        else part
+        for part in message["content"]
+    ]
     return {**message, "content": content}
 
 
@@ -93,12 +108,21 @@ def write_wav(path: Path, pcm: np.ndarray, sample_rate: int) -> None:
 
 def respond(pipeline: Pipeline, request: Request, index: int, audio_dir: Path, save_codes: bool) -> dict[str, Any]:
     finished, pcm = run(pipeline, request)
-    response = {"request_idx": index, "output_text": finished.text, "output_token_ids": finished.token_ids,
-                "finish_reason": finished.reason}
+    response = {
+        "request_idx": index,
+        "output_text": finished.text,
+        "output_token_ids": finished.token_ids,
+        "finish_reason": finished.reason,
+    }
     if request.audio_output:
         rate = pipeline.code2wav.sample_rate
-        response.update(audio_finish_reason=finished.audio_reason, audio_file=None, audio_samples=len(pcm),
-                        audio_sample_rate=rate, audio_duration_ms=round(1e3 * len(pcm) / rate, 1))
+        response.update(
+            audio_finish_reason=finished.audio_reason,
+            audio_file=None,
+            audio_samples=len(pcm),
+            audio_sample_rate=rate,
+            audio_duration_ms=round(1e3 * len(pcm) / rate, 1),
+        )
         if len(pcm):
             path = audio_dir / f"request_{index}.wav"
             write_wav(path, pcm, rate)
@@ -113,15 +137,19 @@ def respond(pipeline: Pipeline, request: Request, index: int, audio_dir: Path, s
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.infer", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m offline.infer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engineDir", type=Path, required=True, help="folder written by offline.build_engines")
     parser.add_argument("--inputFile", type=Path, required=True, help="request file (see above)")
     parser.add_argument("--outputFile", type=Path, required=True, help="response file to write")
     parser.add_argument("--enableAudioOutput", action="store_true", help="speak the replies as well")
     parser.add_argument("--outputAudioDir", type=Path, help="folder for the WAV files (default: beside --outputFile)")
-    parser.add_argument("--enableThinkerTalkerStreaming", action="store_true",
-                        help="start speaking while the text is still being written (same tokens and codes)")
+    parser.add_argument(
+        "--enableThinkerTalkerStreaming",
+        action="store_true",
+        help="start speaking while the text is still being written (same tokens and codes)",
+    )
     parser.add_argument("--saveCodes", action="store_true", help="also write the codec codes, .npy int64 [16, frames]")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads per engine (default: every core)")
     args = parser.parse_args(argv)

@@ -4,6 +4,7 @@
 
 The output holds `input_features`, float32 [128, frames] (10 ms a frame), and the metadata sample_rate, seconds, source.
 """
+
 import argparse
 import sys
 from pathlib import Path

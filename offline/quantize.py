@@ -12,6 +12,7 @@ to 70.5 GB. It is checked before loading. Time, on one H200 with 30B-A3B: 15 s t
 tokens and 8 codec frames (measured); the default 500 samples of 24 and 24 take hours. A run that is stopped leaves no partial
 output; start it again.
 """
+
 import argparse
 import fnmatch
 import json
@@ -20,8 +21,8 @@ import tempfile
 from pathlib import Path
 
 from offline.atomic import atomic_file
-from offline.calibration import COUNTS, download, find_samples
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
+from offline.quantization.calibration import COUNTS, download, find_samples
 from omni_ros.errors import CheckpointError, OmniError
 
 PROJECTIONS = ("talker.text_projection.", "talker.hidden_projection.")  # in no graph: the robot's numpy applies them
@@ -32,8 +33,10 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(args.model_dir)
     parts = {name.split(".")[0] for name in checkpoint.tensors}
     if checkpoint.config.get("model_type") != "qwen3_omni_moe" or not parts >= {"thinker", "talker", "code2wav"}:
-        raise CheckpointError(f"{args.model_dir}: is not a complete qwen3_omni_moe checkpoint (model_type "
-                              f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(parts))})")
+        raise CheckpointError(
+            f"{args.model_dir}: is not a complete qwen3_omni_moe checkpoint (model_type "
+            f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(parts))})"
+        )
     _refuse_projections(checkpoint, args.include, args.exclude)
     counts = {kind: getattr(args, f"talker_num_{kind}") for kind in COUNTS}
     with tempfile.TemporaryDirectory() as temporary:
@@ -47,9 +50,19 @@ def run(args: argparse.Namespace) -> None:
         # Media are decoded by omni_ros. transformers would import torchvision if it is there, and fails when that is a
         # CUDA build beside a CPU-only torch.
         sys.modules.setdefault("torchvision", None)
-        from offline.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
-        report = quantize(checkpoint, samples, args.output_dir, args.device, args.seed, args.include, args.exclude,
-                          args.reply_tokens, args.codec_frames)
+        from offline.quantization.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
+
+        report = quantize(
+            checkpoint,
+            samples,
+            args.output_dir,
+            args.device,
+            args.seed,
+            args.include,
+            args.exclude,
+            args.reply_tokens,
+            args.codec_frames,
+        )
     report["samples"] = {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}
     report["warnings"] = warnings
     with atomic_file(args.output_dir / "quantization_report.json") as path:
@@ -64,31 +77,58 @@ def _refuse_projections(checkpoint: Checkpoint, include: list[str], exclude: lis
             module = name.removesuffix(".weight")
             included, excluded = (any(fnmatch.fnmatchcase(module, p) for p in patterns) for patterns in (include, exclude))
             if included and not excluded:
-                raise CheckpointError(f"{module} cannot be NVFP4: the robot applies it outside the engines; take it out of "
-                                      "--include, or add --exclude 'talker.*_projection.*'")
+                raise CheckpointError(
+                    f"{module} cannot be NVFP4: the robot applies it outside the engines; take it out of "
+                    "--include, or add --exclude 'talker.*_projection.*'"
+                )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.quantize", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m offline.quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model_dir", type=Path, required=True, metavar="HF_ROOT", help="complete 16-bit checkpoint")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="OUT", help="folder for thinker/ and talker/")
     for kind, count in COUNTS.items():
-        parser.add_argument(f"--talker_num_{kind}", type=_count, default=count, metavar="N",
-                            help=f"{kind} samples to calibrate with (default: %(default)s)")
+        parser.add_argument(
+            f"--talker_num_{kind}",
+            type=_count,
+            default=count,
+            metavar="N",
+            help=f"{kind} samples to calibrate with (default: %(default)s)",
+        )
     parser.add_argument("--calibration_dir", type=Path, metavar="SAMPLES", help="folder with audio/, images/ and text/")
     parser.add_argument("--seed", type=int, default=0, help="draws samples and speech codes (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="default: a GPU if there is one")
-    parser.add_argument("--include", nargs="+", default=[], metavar="PATTERN",
-                        help="quantise these modules too, by their names in HF_ROOT, e.g. thinker.lm_head "
-                        "talker.codec_head 'talker.model.layers.*.mlp.shared_expert.*'")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN",
-                        help="keep these modules in 16 bit, e.g. 'thinker.model.layers.*.self_attn.*'")
-    parser.add_argument("--reply_tokens", type=_count, default=24, metavar="N",
-                        help="longest reply of the Thinker to a sample, at least 2 (default: %(default)s)")
-    parser.add_argument("--codec_frames", type=_count, default=24, metavar="N",
-                        help="longest speech of the Talker per sample, frames of 80 ms (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    parser.add_argument(
+        "--include",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="quantise these modules too, by their names in HF_ROOT, e.g. thinker.lm_head "
+        "talker.codec_head 'talker.model.layers.*.mlp.shared_expert.*'",
+    )
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="keep these modules in 16 bit, e.g. 'thinker.model.layers.*.self_attn.*'",
+    )
+    parser.add_argument(
+        "--reply_tokens",
+        type=_count,
+        default=24,
+        metavar="N",
+        help="longest reply of the Thinker to a sample, at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--codec_frames",
+        type=_count,
+        default=24,
+        metavar="N",
+        help="longest speech of the Talker per sample, frames of 80 ms (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.reply_tokens < 2 or args.codec_frames < 1:
         parser.error("--reply_tokens must be at least 2 and --codec_frames at least 1")

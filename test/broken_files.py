@@ -1,4 +1,5 @@
 """For tests that break copies whose unbroken files are links to the originals."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

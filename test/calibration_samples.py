@@ -1,4 +1,5 @@
 """A calibration folder for tests: two recordings, two pictures, two texts."""
+
 import wave
 from pathlib import Path
 

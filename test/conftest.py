@@ -1,4 +1,5 @@
 """Checkpoints and engines that the whole test session shares."""
+
 import json
 import os
 import subprocess
@@ -10,9 +11,10 @@ import pytest
 from tensorrt_on_cpu import simulated_gpu
 
 from offline import build_engines
-from offline.checkpoint import Checkpoint, write_safetensors
+from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
 from offline.make_checkpoint import make_checkpoint
-from omni_ros.engines import cuda_device, tensorrt_package
+from omni_ros.engines import cuda_device
+from omni_ros.engines.tensorrt import package as tensorrt_package
 from omni_ros.errors import EngineError
 from omni_ros.pipeline.pipeline import Pipeline
 
@@ -23,47 +25,114 @@ BACKENDS = ("onnxruntime", "tensorrt_on_cpu", "tensorrt")  # the second on a sim
 # how long it speaks; the seeds of the others were chosen so that some replies and some speech do, early and late.
 CHECKPOINTS = {
     "plain": {"seed": 0},
-    "odd": {"seed": 1, "overrides": {
-        "thinker_config": {
-            "text_config": {"vocab_size": 384, "hidden_size": 96, "num_hidden_layers": 5, "num_attention_heads": 6,
-                            "num_key_value_heads": 3, "head_dim": 16, "moe_intermediate_size": 40, "num_experts": 6,
-                            "num_experts_per_tok": 3},
-            "audio_config": {"d_model": 48, "encoder_layers": 3, "encoder_attention_heads": 3, "encoder_ffn_dim": 72,
-                             "downsample_hidden_size": 8},
-            "vision_config": {"depth": 3, "hidden_size": 48, "num_heads": 3, "intermediate_size": 80,
-                              "deepstack_visual_indexes": [0, 1, 2]},
+    "odd": {
+        "seed": 1,
+        "overrides": {
+            "thinker_config": {
+                "text_config": {
+                    "vocab_size": 384,
+                    "hidden_size": 96,
+                    "num_hidden_layers": 5,
+                    "num_attention_heads": 6,
+                    "num_key_value_heads": 3,
+                    "head_dim": 16,
+                    "moe_intermediate_size": 40,
+                    "num_experts": 6,
+                    "num_experts_per_tok": 3,
+                },
+                "audio_config": {
+                    "d_model": 48,
+                    "encoder_layers": 3,
+                    "encoder_attention_heads": 3,
+                    "encoder_ffn_dim": 72,
+                    "downsample_hidden_size": 8,
+                },
+                "vision_config": {
+                    "depth": 3,
+                    "hidden_size": 48,
+                    "num_heads": 3,
+                    "intermediate_size": 80,
+                    "deepstack_visual_indexes": [0, 1, 2],
+                },
+            },
+            "talker_config": {
+                "accept_hidden_layer": 2,
+                "text_config": {
+                    "hidden_size": 48,
+                    "num_hidden_layers": 4,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 1,
+                    "head_dim": 24,
+                    "intermediate_size": 56,
+                    "moe_intermediate_size": 24,
+                    "shared_expert_intermediate_size": 64,
+                    "num_experts": 5,
+                    "num_experts_per_tok": 2,
+                    "norm_topk_prob": False,
+                },
+                "code_predictor_config": {
+                    "vocab_size": 96,
+                    "hidden_size": 48,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 3,
+                    "num_key_value_heads": 1,
+                    "head_dim": 16,
+                    "intermediate_size": 88,
+                },
+            },
+            "code2wav_config": {
+                "hidden_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "intermediate_size": 64,
+                "decoder_dim": 32,
+            },
         },
-        "talker_config": {
-            "accept_hidden_layer": 2,
-            "text_config": {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-                            "num_key_value_heads": 1, "head_dim": 24, "intermediate_size": 56,
-                            "moe_intermediate_size": 24, "shared_expert_intermediate_size": 64, "num_experts": 5,
-                            "num_experts_per_tok": 2, "norm_topk_prob": False},
-            "code_predictor_config": {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 3,
-                                      "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
-                                      "intermediate_size": 88},
+    },
+    "published": {
+        "seed": 4,
+        "overrides": {  # config and processor files laid out as in the 30B checkpoint
+            "thinker_config": {
+                "text_config": {
+                    "vocab_size": 640,
+                    "hidden_size": 48,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "head_dim": 64,
+                    "num_experts": 16,
+                    "num_experts_per_tok": 1,
+                    "norm_topk_prob": False,
+                },
+                "vision_config": {"depth": 5, "num_heads": 4, "num_position_embeddings": 256, "deepstack_visual_indexes": [2]},
+            },
+            "talker_config": {
+                "accept_hidden_layer": 1,
+                "text_config": {
+                    "num_attention_heads": 8,
+                    "num_key_value_heads": 4,
+                    "head_dim": 16,
+                    "num_experts": 12,
+                    "num_experts_per_tok": 4,
+                },
+                "code_predictor_config": {
+                    "vocab_size": 160,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "head_dim": 48,
+                },
+            },
+            "code2wav_config": {
+                "hidden_size": 96,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 6,
+                "decoder_dim": 48,
+                "sliding_window": 12,
+            },
         },
-        "code2wav_config": {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-                            "num_key_value_heads": 2, "intermediate_size": 64, "decoder_dim": 32},
-    }},
-    "published": {"seed": 4, "overrides": {  # config and processor files laid out as in the 30B checkpoint
-        "thinker_config": {
-            "text_config": {"vocab_size": 640, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-                            "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16, "num_experts_per_tok": 1,
-                            "norm_topk_prob": False},
-            "vision_config": {"depth": 5, "num_heads": 4, "num_position_embeddings": 256,
-                              "deepstack_visual_indexes": [2]},
-        },
-        "talker_config": {
-            "accept_hidden_layer": 1,
-            "text_config": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "num_experts": 12,
-                            "num_experts_per_tok": 4},
-            "code_predictor_config": {"vocab_size": 160, "num_hidden_layers": 1, "num_attention_heads": 2,
-                                      "num_key_value_heads": 2, "head_dim": 48},
-        },
-        "code2wav_config": {"hidden_size": 96, "num_hidden_layers": 1, "num_attention_heads": 6, "decoder_dim": 48,
-                            "sliding_window": 12},
-    }},
+    },
 }
 
 
@@ -142,8 +211,13 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def run(module: str, *arguments: str | Path) -> str:
     """`python -m module arguments`; what it printed, or an error with what it printed."""
-    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, f"{module} exited with {done.returncode}:\n{done.stdout}"
     return done.stdout
 
@@ -179,9 +253,18 @@ def lay_out_as_published(checkpoint: Path) -> None:
     (checkpoint / "processor_config.json").unlink()
     pixels = processor["image_processor"]
     size = pixels["size"]
-    (checkpoint / "preprocessor_config.json").write_text(json.dumps({
-        **processor["feature_extractor"], **pixels, "processor_class": "Qwen3OmniMoeProcessor",
-        "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}, indent=2))
+    (checkpoint / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                **processor["feature_extractor"],
+                **pixels,
+                "processor_class": "Qwen3OmniMoeProcessor",
+                "min_pixels": size["shortest_edge"],
+                "max_pixels": size["longest_edge"],
+            },
+            indent=2,
+        )
+    )
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
     (checkpoint / "tokenizer.json").unlink()
     (checkpoint / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"], ensure_ascii=False))
@@ -189,7 +272,8 @@ def lay_out_as_published(checkpoint: Path) -> None:
     (checkpoint / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
     settings["added_tokens_decoder"] = {
-        str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in tokenizer["added_tokens"]}
+        str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in tokenizer["added_tokens"]
+    }
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     template = checkpoint / "chat_template.jinja"
     (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))

@@ -4,6 +4,7 @@ Streams put off: work on a stream runs only when somebody waits for it, so a mis
 records and runs nothing, and refuses what CUDA refuses. Every address is checked against what is allocated; new memory is
 full of NaN. What was not freed can be counted, and any call can be made to fail.
 """
+
 import ctypes
 import functools
 import inspect
@@ -70,6 +71,7 @@ def api(values: int = 0, in_capture: bool = True, ends: bool = False) -> Callabl
 
     `in_capture` is whether a capturing thread may call it; `ends` what it ends is over even if the call fails.
     """
+
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def call(self: "Cuda", *arguments: object) -> tuple:
@@ -80,8 +82,9 @@ def api(values: int = 0, in_capture: bool = True, ends: bool = False) -> Callabl
                     if ends:
                         result = function(self, *arguments)
                     self.check(function.__name__)
-                    capturing = [s for s in self.streams() if s.capture is not None
-                                 and s.capturing_thread == threading.get_ident()]
+                    capturing = [
+                        s for s in self.streams() if s.capture is not None and s.capturing_thread == threading.get_ident()
+                    ]
                     if capturing and not in_capture:
                         capturing[0].capture_failed = True
                         raise Fault(CudaError.cudaErrorStreamCaptureUnsupported)
@@ -91,13 +94,16 @@ def api(values: int = 0, in_capture: bool = True, ends: bool = False) -> Callabl
                     self.last = fault.error
                     return fault.error, *[None] * values
             return (CudaError.cudaSuccess, *(result if values > 1 else (result,) if values else ()))
+
         call.simulates_cuda = True
         return call
+
     return decorate
 
 
 class Cuda:
     """Stands in for the module; one GPU."""
+
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaDeviceAttr = CudaError, MemcpyKind, CaptureMode, DeviceAttr
     cudaStreamNonBlocking, cudaEventDisableTiming = 1, 2
 

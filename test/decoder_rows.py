@@ -1,4 +1,5 @@
 """Random rows for a decoder engine, and how like two engines answer them; a random question for all engines."""
+
 import numpy as np
 
 from omni_ros.engines.engine import Engine
@@ -8,12 +9,14 @@ def random_rows(engine: Engine, rows: int, past: int, random: np.random.Generato
     """Inputs of so many rows, after `past` others; features of a picture for some of them."""
     hidden, levels = engine.config["model"]["hidden_size"], engine.config["model"].get("num_deepstack")
     index = past + np.arange(rows, dtype=np.float32)
-    inputs = {"inputs_embeds": random.standard_normal((rows, hidden)).astype(np.float16).astype(np.float32),
-              "position_ids": np.stack([index + 0.5, index // 2, 3 * index])}
+    inputs = {
+        "inputs_embeds": random.standard_normal((rows, hidden)).astype(np.float16).astype(np.float32),
+        "position_ids": np.stack([index + 0.5, index // 2, 3 * index]),
+    }
     if levels:
         inputs["deepstack"] = np.zeros((levels, rows, hidden), np.float32)
         if rows > 1:
-            inputs["deepstack"][:, rows // 3:rows // 2] = random.standard_normal((levels, rows // 2 - rows // 3, hidden))
+            inputs["deepstack"][:, rows // 3 : rows // 2] = random.standard_normal((levels, rows // 2 - rows // 3, hidden))
     return inputs
 
 
@@ -32,5 +35,13 @@ def question_with_noise() -> list[dict]:
     random = np.random.default_rng(6)
     picture = random.integers(0, 256, (64, 96, 3), np.uint8)
     sound = random.standard_normal(8000).astype(np.float32) * np.float32(0.1)
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "audio", "audio": sound},
-                                         {"type": "text", "text": "one two three"}]}]
+    return [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": picture},
+                {"type": "audio", "audio": sound},
+                {"type": "text", "text": "one two three"},
+            ],
+        }
+    ]

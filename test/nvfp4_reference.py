@@ -1,4 +1,5 @@
 """NVFP4 checkpoints without ModelOpt, and the torch forward with their tensors: the reference for every graph made of them."""
+
 import contextlib
 import json
 import shutil
@@ -8,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from offline.checkpoint import STANDALONE, Checkpoint, write_safetensors
-from offline.nvfp4 import decode, encode
+from offline.checkpoints.checkpoint import STANDALONE, Checkpoint, write_safetensors
+from offline.quantization.nvfp4 import decode, encode
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # share one scale_2, as ModelOpt exports them
 HEADS = ("thinker.lm_head.weight", "talker.codec_head.weight")
@@ -83,8 +84,12 @@ def split(root: Checkpoint, out: Path, heads: bool = False) -> dict[str, Checkpo
             key, value = name.removeprefix(prefix), root.read(name)
             if is_quantised(name) or heads and name in HEADS:
                 codes, scale, scale_2 = encode(value, shared_scale(root, name))
-                tensors |= {key: codes, f"{key}_scale": scale, f"{key}_scale_2": np.array(scale_2),
-                            key.replace("weight", "input_scale"): np.array(4 / (6 * 448), np.float32)}
+                tensors |= {
+                    key: codes,
+                    f"{key}_scale": scale,
+                    f"{key}_scale_2": np.array(scale_2),
+                    key.replace("weight", "input_scale"): np.array(4 / (6 * 448), np.float32),
+                }
             else:
                 tensors[key] = value
         write_safetensors(folder / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})

@@ -1,4 +1,5 @@
 """transformers' Qwen3-Omni as the reference: greedy, float32, batch 1."""
+
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,24 +37,49 @@ class Oracle:
     def inputs(self, messages: list[dict], fps: float | None = None) -> dict[str, torch.Tensor]:
         """Processor output for messages whose parts hold arrays: audio float32 [n] at 16 kHz, image uint8 [H, W, 3],
         video uint8 [T, H, W, 3] (frames as they are, `fps` per second)."""
-        media = {kind: [part[kind] for message in messages if not isinstance(message["content"], str)
-                        for part in message["content"] if part["type"] == kind] for kind in ("audio", "image", "video")}
+        media = {
+            kind: [
+                part[kind]
+                for message in messages
+                if not isinstance(message["content"], str)
+                for part in message["content"]
+                if part["type"] == kind
+            ]
+            for kind in ("audio", "image", "video")
+        }
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return dict(self.processor(
-            text=text, audio=media["audio"] or None, images=media["image"] or None, videos=media["video"] or None,
-            videos_kwargs={"do_sample_frames": False, "fps": fps}, return_tensors="pt"))
+        return dict(
+            self.processor(
+                text=text,
+                audio=media["audio"] or None,
+                images=media["image"] or None,
+                videos=media["video"] or None,
+                videos_kwargs={"do_sample_frames": False, "fps": fps},
+                return_tensors="pt",
+            )
+        )
 
     @torch.no_grad()
-    def generate(self, messages: list[dict], max_generate_length: int = 16, max_audio_length: int = 40,
-                 speaker: str = "ethan", repetition_penalty: float = 1.0, audio_output: bool = True,
-                 fps: float | None = None) -> Reply:
+    def generate(
+        self,
+        messages: list[dict],
+        max_generate_length: int = 16,
+        max_audio_length: int = 40,
+        speaker: str = "ethan",
+        repetition_penalty: float = 1.0,
+        audio_output: bool = True,
+        fps: float | None = None,
+    ) -> Reply:
         """Thinker, Talker and CodePredictor take the most likely id at every step. transformers cannot speak a reply
         of one token: that has no codes here."""
         inputs = self.inputs(messages, fps)
-        thinker = {"thinker_max_new_tokens": max_generate_length, "thinker_do_sample": False,
-                   "thinker_eos_token_id": self.model.config.im_end_token_id}
+        thinker = {
+            "thinker_max_new_tokens": max_generate_length,
+            "thinker_do_sample": False,
+            "thinker_eos_token_id": self.model.config.im_end_token_id,
+        }
         sequence = self.model.generate(**inputs, **thinker, return_audio=False)
-        token_ids = getattr(sequence, "sequences", sequence)[0, inputs["input_ids"].shape[1]:].tolist()
+        token_ids = getattr(sequence, "sequences", sequence)[0, inputs["input_ids"].shape[1] :].tolist()
         if not audio_output or len(token_ids) == 1:
             return Reply(token_ids, None, None)
         codes = torch.zeros(1, 16, 0, dtype=torch.long)
@@ -67,8 +93,14 @@ class Oracle:
         try:
             # One more: the Talker's last token is never turned into a frame.
             self.model.generate(
-                **inputs, **thinker, return_audio=True, speaker=speaker, talker_do_sample=False,
-                talker_max_new_tokens=max_audio_length + 1, talker_repetition_penalty=repetition_penalty)
+                **inputs,
+                **thinker,
+                return_audio=True,
+                speaker=speaker,
+                talker_do_sample=False,
+                talker_max_new_tokens=max_audio_length + 1,
+                talker_repetition_penalty=repetition_penalty,
+            )
         except RuntimeError as e:
             if "non-empty TensorList" not in str(e):  # the Talker's first token was its end: no frame at all
                 raise

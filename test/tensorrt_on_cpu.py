@@ -4,6 +4,7 @@ An engine is the lowered ONNX graph itself. Enqueueing it puts work on the simul
 that were set, compute with ONNX Runtime, write the outputs to theirs. What TensorRT demands is enforced: shapes within the
 profile, every address set and on the right side, aliased state in place, and a first ordinary run before a captured one.
 """
+
 import ctypes
 import pickle
 import sys
@@ -20,11 +21,18 @@ import pytest
 from cuda_on_cpu import Cuda, Fault
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from omni_ros.engines.tensorrt_package import PACKAGES
+from omni_ros.engines.tensorrt.package import PACKAGES
 
 VERSION = "1.7.0-simulated"
-SHAPE_OPERANDS = {"Slice": (1, 2, 3, 4), "Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2),
-                  "Tile": (1,), "Pad": (1,)}  # operator -> inputs that decide a shape
+SHAPE_OPERANDS = {
+    "Slice": (1, 2, 3, 4),
+    "Reshape": (1,),
+    "Expand": (1,),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Tile": (1,),
+    "Pad": (1,),
+}  # operator -> inputs that decide a shape
 
 
 class ILogger:
@@ -111,7 +119,7 @@ class OnnxParser:
 def host_inputs(graph: onnx.GraphProto) -> set[str]:
     """Inputs whose values decide a shape: those that reach an operand of SHAPE_OPERANDS, but not through Shape."""
     made_by = {o: n for n in graph.node for o in n.output}
-    pending = [i for n in graph.node for k in SHAPE_OPERANDS.get(n.op_type, ()) for i in n.input[k:k + 1]]
+    pending = [i for n in graph.node for k in SHAPE_OPERANDS.get(n.op_type, ()) for i in n.input[k : k + 1]]
     seen: set[str] = set()
     while pending:
         name = pending.pop()
@@ -165,8 +173,9 @@ class Builder:
 
     def build_serialized_network(self, network, config):
         assert BuilderFlag.TF32 not in config.flags, "ONNX Runtime computes in float32: a GPU with TF32 would not agree with it"
-        return pickle.dumps((network.model.SerializeToString(), network.host_inputs,
-                             [(p.shapes, p.values) for p in config.profiles]))
+        return pickle.dumps(
+            (network.model.SerializeToString(), network.host_inputs, [(p.shapes, p.values) for p in config.profiles])
+        )
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------
@@ -234,8 +243,9 @@ class ICudaEngine:
             return self._context(strategy.strategy, strategy.dynamic_shapes_kernel_specialization_strategy)
         return self._context(strategy, DynamicShapesKernelSpecializationStrategy.EAGER)
 
-    def _context(self, strategy: ExecutionContextAllocationStrategy,
-                 kernels: DynamicShapesKernelSpecializationStrategy) -> "IExecutionContext | None":
+    def _context(
+        self, strategy: ExecutionContextAllocationStrategy, kernels: DynamicShapesKernelSpecializationStrategy
+    ) -> "IExecutionContext | None":
         if strategy != ExecutionContextAllocationStrategy.USER_MANAGED or self.contexts_to_refuse:
             self.logger.log(ILogger.ERROR, "no such context")
             return None
@@ -270,6 +280,7 @@ class ICudaEngine:
 
 class IRuntimeConfig:
     """Of TensorRT-RTX."""
+
     strategy = ExecutionContextAllocationStrategy.STATIC
     dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
@@ -295,8 +306,9 @@ class IExecutionContext:
     def set_optimization_profile_async(self, profile_index, stream_handle):
         self.engine.cuda.live("stream", stream_handle)
         self.profile = profile_index
-        self.shapes = {n: self.engine.get_tensor_shape(n) for n in self.engine.inputs
-                       if n not in self.engine.profiles[profile_index][0]}
+        self.shapes = {
+            n: self.engine.get_tensor_shape(n) for n in self.engine.inputs if n not in self.engine.profiles[profile_index][0]
+        }
         return True
 
     def set_input_shape(self, name, shape):
@@ -368,8 +380,11 @@ class IExecutionContext:
         def network() -> None:
             cuda.check("kernel")
             cuda.view("device", scratch, engine.device_memory_size_v2)[:] = 0xAA
-            feed = {n: cuda.view("device", addresses[n], sizes[n]).view(engine.get_tensor_dtype(n)).reshape(shapes[n]).copy()
-                    for n in engine.inputs if n not in values} | {n: np.array([v]) for n, v in values.items()}
+            feed = {
+                n: cuda.view("device", addresses[n], sizes[n]).view(engine.get_tensor_dtype(n)).reshape(shapes[n]).copy()
+                for n in engine.inputs
+                if n not in values
+            } | {n: np.array([v]) for n, v in values.items()}
             for name, y in zip(engine.outputs, engine.session.run(list(engine.outputs), feed)):
                 assert y.shape == tuple(shapes[name]), name
                 cuda.view("device", addresses[name], sizes[name])[:] = np.ascontiguousarray(y).view(np.uint8).ravel()
@@ -388,8 +403,18 @@ def simulated_tensorrt(cuda: Cuda, name: str = "tensorrt_rtx") -> ModuleType:
     """What `import tensorrt_rtx` or `import tensorrt` gives on the machine whose GPU is `cuda`."""
     module = ModuleType(name)
     module.__version__ = VERSION
-    for value in (ILogger, TensorLocation, ExecutionContextAllocationStrategy, ComputeCapability, IProgressMonitor,
-                  BuilderFlag, INetworkDefinition, IBuilderConfig, Builder, nptype):
+    for value in (
+        ILogger,
+        TensorLocation,
+        ExecutionContextAllocationStrategy,
+        ComputeCapability,
+        IProgressMonitor,
+        BuilderFlag,
+        INetworkDefinition,
+        IBuilderConfig,
+        Builder,
+        nptype,
+    ):
         setattr(module, value.__name__, value)
     module.NetworkDefinitionCreationFlag = object()  # every network is strongly typed
     module.OnnxParser = type("OnnxParser", (OnnxParser,), {})
@@ -425,6 +450,9 @@ def simulated_gpu(name: str = "tensorrt_rtx", capability: tuple[int, int] | None
         for package in PACKAGES:
             patch.setitem(sys.modules, package, simulated_tensorrt(cuda, name) if package == name else None)
         patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-        patch.setattr(ctypes, "CDLL", lambda library, *rest, **how:
-                      Driver(capability) if library == "libcuda.so.1" else real(library, *rest, **how))
+        patch.setattr(
+            ctypes,
+            "CDLL",
+            lambda library, *rest, **how: Driver(capability) if library == "libcuda.so.1" else real(library, *rest, **how),
+        )
         yield cuda

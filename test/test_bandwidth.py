@@ -1,4 +1,5 @@
 """`--dry-run`'s table of modules: floors by hand, and why a module is out. What a step reads: test_build_tensorrt.py."""
+
 import re
 
 import pytest
@@ -8,8 +9,11 @@ from offline.bandwidth import Traffic
 
 GB = 10**9
 # Qwen3-Omni-30B-A3B in round numbers; thinker, talker and code_predictor read 2, 0.5 and 2.5 GB a step
-NVFP4 = {"thinker": Traffic(17 * GB, 2 * GB, 10**5, nvfp4=True), "talker": Traffic(2 * GB, GB // 2, 0, nvfp4=True),
-         "code_predictor": Traffic(GB // 4, 5 * GB // 2, 0, nvfp4=False)}
+NVFP4 = {
+    "thinker": Traffic(17 * GB, 2 * GB, 10**5, nvfp4=True),
+    "talker": Traffic(2 * GB, GB // 2, 0, nvfp4=True),
+    "code_predictor": Traffic(GB // 4, 5 * GB // 2, 0, nvfp4=False),
+}
 FLOAT16 = {**NVFP4, "thinker": Traffic(60 * GB, 6 * GB, 10**5, nvfp4=False), "talker": Traffic(6 * GB, GB, 0, nvfp4=False)}
 
 

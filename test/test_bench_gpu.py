@@ -1,4 +1,5 @@
 """`make bench-gpu` without a GPU: everything but the GPU itself, at tiny dimensions."""
+
 import itertools
 import json
 import os
@@ -40,9 +41,15 @@ def test_help(capsys):
     assert "--reuse" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--only", "engines,tensorrt"], "unknown part tensorrt"), (["--reuse"], "--reuse needs --work"),
-    (["--talker-layers", "0"], "at least 2"), (["--repetitions", "0"], "at least 1")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "engines,tensorrt"], "unknown part tensorrt"),
+        (["--reuse"], "--reuse needs --work"),
+        (["--talker-layers", "0"], "at least 2"),
+        (["--repetitions", "0"], "at least 1"),
+    ],
+)
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         gpu.main(arguments)
@@ -110,10 +117,17 @@ def pipeline(engine_dirs):
     opened.close()
 
 
-@pytest.mark.parametrize(("name", "measured"), [
-    ("thinker", {"prefill, 64 rows", "prefill, 512 rows", "decode step"}), ("talker", {"decode step"}),
-    ("code_predictor", {"codec frame"}), ("code2wav", {"1 codec frame(s)", "25 codec frame(s)"}),
-    ("multimodal/audio", {"4 s of sound"}), ("multimodal/visual", {"picture of 28 x 28 patches"})])
+@pytest.mark.parametrize(
+    ("name", "measured"),
+    [
+        ("thinker", {"prefill, 64 rows", "prefill, 512 rows", "decode step"}),
+        ("talker", {"decode step"}),
+        ("code_predictor", {"codec frame"}),
+        ("code2wav", {"1 codec frame(s)", "25 codec frame(s)"}),
+        ("multimodal/audio", {"4 s of sound"}),
+        ("multimodal/visual", {"picture of 28 x 28 patches"}),
+    ],
+)
 def test_every_engine_alone(pipeline, name, measured):
     part = gpu_engines.alone(name, pipeline.engines[name], 1, Traffic(0, 10**6, 10**3, nvfp4=True), 1e9)
     found = values(part)
@@ -166,7 +180,7 @@ def test_transformers_makes_the_reply_that_was_asked_for(tiny):
     import torchvision_shim  # noqa: F401  (before transformers; loads torch, which the other tests do without)
 
     config, ids = gpu_build.model(LAYERS)
-    (_, stage), = gpu_transformers.stages(config, ids, "cpu")
+    ((_, stage),) = gpu_transformers.stages(config, ids, "cpu")
     part = stage()
     assert part.details["samples"] == 5 * 1920 - 555  # the frames of the reply, decoded at once
     assert all(np.isfinite(v) and v > 0 for v in values(part).values())
@@ -186,13 +200,18 @@ def dying_stages(how: str):
     yield "third", lambda: Part("A", "how", [Row("two", 2)], {"b": 2})
 
 
-@pytest.mark.parametrize(("how", "message", "rows"), [
-    ("raises", "second: ZeroDivisionError", ["one", "two"]), ("dies", "its process ended with 3", ["one"]),
-    ("hangs", "nothing came", ["one"])])
+@pytest.mark.parametrize(
+    ("how", "message", "rows"),
+    [
+        ("raises", "second: ZeroDivisionError", ["one", "two"]),
+        ("dies", "its process ended with 3", ["one"]),
+        ("hangs", "nothing came", ["one"]),
+    ],
+)
 def test_what_fails_costs_only_itself(how, message, rows, monkeypatch):
     monkeypatch.setattr(gpu, "failures", [])
     monkeypatch.setattr(gpu, "SILENT_S", 5)
-    part, = gpu.merged(list(gpu.in_process(dying_stages, how)))
+    (part,) = gpu.merged(list(gpu.in_process(dying_stages, how)))
     assert [row.name for row in part.rows] == rows
     assert len(gpu.failures) == 1 and message in gpu.failures[0]
 
@@ -201,8 +220,13 @@ def test_the_whole_command_with_the_gpu_taken_out(tiny, monkeypatch, tmp_path, c
     """Parts are merged, written as JSON and as a page, and a failure is in both and in the exit status."""
     monkeypatch.setattr(gpu, "failures", [])
     monkeypatch.setattr(gpu, "check_machine", lambda names: None)
-    monkeypatch.setattr(gpu, "measure", lambda *arguments: iter([Part("A", "how", [Row("one", 1, "s")], {}),
-                                                                 Part("A", "how", [Row("two", 2, "s", ("<=", 1))], {})]))
+    monkeypatch.setattr(
+        gpu,
+        "measure",
+        lambda *arguments: iter(
+            [Part("A", "how", [Row("one", 1, "s")], {}), Part("A", "how", [Row("two", 2, "s", ("<=", 1))], {})]
+        ),
+    )
     page = tmp_path / "page.md"
     assert gpu.main(["--output", str(tmp_path), "--markdown", str(page), "--talker-layers", "4"]) == 0
     written = json.loads((tmp_path / "bench_gpu.json").read_text())

@@ -1,5 +1,6 @@
 """TensorRT: lowered graphs mean what the exported ones mean, TensorRT-RTX parses and builds them without a GPU, and the
 form for Jetson Thor has the MoE layers that it should."""
+
 import json
 import re
 import shutil
@@ -13,19 +14,23 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from offline import bandwidth, build_engines, build_tensorrt, export_onnx, nvfp4
-from offline.checkpoint import Checkpoint, write_safetensors
-from offline.external_data import StoredGraph
+from offline import bandwidth, build_engines, export_onnx
+from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
 from offline.graphs.builder import GraphBuilder
 from offline.graphs.decoder import Decoder, DecoderConfig
-from offline.lower_tensorrt import Lowering
-from omni_ros.engines import tensorrt_package
-from omni_ros.engines.tensorrt_package import import_tensorrt, make_logger, package_name
+from offline.graphs.external_data import StoredGraph
+from offline.quantization import nvfp4
+from offline.tensorrt import build as build_tensorrt
+from offline.tensorrt.lower import Lowering
+from omni_ros.engines.tensorrt import package as tensorrt_package
+from omni_ros.engines.tensorrt.package import import_tensorrt, make_logger, package_name
 from omni_ros.errors import EngineError
 
 ORT_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-NVFP4 = re.compile(r"(thinker\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.experts\.\d+\.\w+)"
-                   r"|talker\.model\.layers\.\d+\.mlp\.experts\.\d+\.\w+)\.weight")
+NVFP4 = re.compile(
+    r"(thinker\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.experts\.\d+\.\w+)"
+    r"|talker\.model\.layers\.\d+\.mlp\.experts\.\d+\.\w+)\.weight"
+)
 OLD_PARSER = lambda op: op not in ("Attention", "RotaryEmbedding", "RMSNormalization", "Swish", "TensorScatter")  # noqa: E731
 
 
@@ -79,8 +84,9 @@ def quantize_activations(path: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.01, np.float32), "input_scale"))
     for node in model.graph.node:
         if node.op_type == "Gemm" and node.input[1] in weights:
-            nodes.append(helper.make_node("NVFP4Quantize", [node.input[0], "input_scale"], [f"{node.output[0]}_in"],
-                                          domain="omni_ros"))
+            nodes.append(
+                helper.make_node("NVFP4Quantize", [node.input[0], "input_scale"], [f"{node.output[0]}_in"], domain="omni_ros")
+            )
             node.input[0] = nodes[-1].output[0]
         if node.op_type == "MoE":
             node.input.extend(["input_scale", "input_scale"])
@@ -134,11 +140,17 @@ def run_both(source: Path, work: Path, sizes: list[dict[str, int]], supports=lam
 
 
 @pytest.mark.parametrize("supports", [lambda op: True, OLD_PARSER], ids=["parser-11", "parser-10.13"])
-@pytest.mark.parametrize("folder, sizes", [
-    ("thinker/llm", [{"S": 7}, {"S": 1}, {"S": 1}, {"S": 5}]), ("talker/llm", [{"S": 7}, {"S": 1}, {"S": 1}, {"S": 5}]),
-    ("multimodal/code_predictor", [{}]), ("multimodal/code2wav", [{"frames": 1}, {"frames": 3}]),
-    ("multimodal/audio", [{"windows": 2, "chunks": 2, "frames": 100, "tokens": 20}]),
-    ("multimodal/visual", [{"frames": 2, "n": 16, "tokens": 8}])])
+@pytest.mark.parametrize(
+    "folder, sizes",
+    [
+        ("thinker/llm", [{"S": 7}, {"S": 1}, {"S": 1}, {"S": 5}]),
+        ("talker/llm", [{"S": 7}, {"S": 1}, {"S": 1}, {"S": 5}]),
+        ("multimodal/code_predictor", [{}]),
+        ("multimodal/code2wav", [{"frames": 1}, {"frames": 3}]),
+        ("multimodal/audio", [{"windows": 2, "chunks": 2, "frames": 100, "tokens": 20}]),
+        ("multimodal/visual", [{"frames": 2, "n": 16, "tokens": 8}]),
+    ],
+)
 @pytest.mark.parametrize("model", ["float32", "odd"])
 def test_lowered_graph_computes_the_same(exported, tmp_path, model, folder, sizes, supports) -> None:
     assert run_both(exported[model] / folder, tmp_path, sizes, supports) < 1e-4
@@ -163,8 +175,9 @@ def test_experts_that_overflow_do_not_matter(exported, tmp_path) -> None:
     model.graph.output.append(helper.make_tensor_value_info(moe, TensorProto.FLOAT, None))
     onnx.save(model, tmp_path / "lowered" / "model.onnx")
     lowered = session(tmp_path / "lowered" / "model.onnx")
-    inputs = {i.name: np.zeros([d if isinstance(d, int) else 24 for d in i.shape], ORT_TYPES[i.type])
-              for i in lowered.get_inputs()}
+    inputs = {
+        i.name: np.zeros([d if isinstance(d, int) else 24 for d in i.shape], ORT_TYPES[i.type]) for i in lowered.get_inputs()
+    }
     inputs["inputs_embeds"] = np.random.default_rng(1).standard_normal((24, 64)).astype(np.float32)
     expert, y = lowered.run([f"{moe}.expert", moe], inputs)
     safe = (expert >= 4).all(axis=1)
@@ -212,6 +225,7 @@ def test_nvfp4_needs_a_gpu_that_has_it(rtx, exported, tmp_path, capsys) -> None:
 
 def test_graphs_for_a_parser_of_10_13_build(rtx, exported, tmp_path, monkeypatch) -> None:
     """Without KVCacheUpdate the caches are not in place, and config.json says so."""
+
     class OldParser(rtx.OnnxParser):
         def supports_operator(self, name: str) -> bool:
             return OLD_PARSER(name) and super().supports_operator(name)
@@ -242,9 +256,21 @@ def test_float32_is_not_rounded_to_tf32(rtx, exported, tmp_path, monkeypatch) ->
 
 
 REAL = DecoderConfig(  # Qwen3-Omni-30B-A3B's Thinker, one layer of it
-    vocab_size=8, hidden_size=2048, num_layers=1, num_heads=32, num_kv_heads=4, head_dim=128, num_experts=128, top_k=8,
-    moe_intermediate_size=768, normalize_top_k=True, shared_intermediate_size=0, rms_norm_eps=1e-6, rope_theta=1e6,
-    mrope_section=(24, 20, 20))
+    vocab_size=8,
+    hidden_size=2048,
+    num_layers=1,
+    num_heads=32,
+    num_kv_heads=4,
+    head_dim=128,
+    num_experts=128,
+    top_k=8,
+    moe_intermediate_size=768,
+    normalize_top_k=True,
+    shared_intermediate_size=0,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    mrope_section=(24, 20, 20),
+)
 
 
 @pytest.mark.parametrize("weights, target, most_mib", [("float16", "sm120", 2100), ("nvfp4", "sm120", 360)])
@@ -276,8 +302,12 @@ def export_layer(root: Path, c: DecoderConfig, weights: str) -> Path:
         matrix = linear(*shape)
         tensors |= {f"mlp.experts.{e}.{name}_proj.{k}": v for e in range(c.num_experts) for k, v in matrix.items()}
     tensors["mlp.gate.weight"] = rng.standard_normal((c.num_experts, h), np.float32)
-    for name, size in {"self_attn.q_norm": c.head_dim, "self_attn.k_norm": c.head_dim, "input_layernorm": h,
-                       "post_attention_layernorm": h}.items():
+    for name, size in {
+        "self_attn.q_norm": c.head_dim,
+        "self_attn.k_norm": c.head_dim,
+        "input_layernorm": h,
+        "post_attention_layernorm": h,
+    }.items():
         tensors[f"{name}.weight"] = np.ones(size, np.float32)
     write_safetensors(root / "model.safetensors", {f"layers.0.{k}": (v.dtype, v.shape, [v]) for k, v in tensors.items()})
     (root / "config.json").write_text("{}")
@@ -300,6 +330,7 @@ def test_thor_gets_moe_layers(trt, exported, tmp_path, engine, weights, form, mo
     if not hasattr(trt.INetworkDefinition, "add_moe"):
         pytest.skip(f"TensorRT {trt.__version__} has no IMoELayer")
     if form == "splice":
+
         class Parser(trt.OnnxParser):
             def supports_operator(self, name: str) -> bool:
                 return name != "TRT_MoE" and super().supports_operator(name)
@@ -323,7 +354,12 @@ def test_thor_gets_moe_layers(trt, exported, tmp_path, engine, weights, form, mo
         assert layer.num_inputs == (10 if weights == "w4a4" else 6)
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
         assert [tuple(t.shape) for t in inputs[:6]] == [
-            (1, -1, hidden), (1, -1, k), (1, -1, k), *[(experts, hidden, inner)] * 2, (experts, inner, hidden)]
+            (1, -1, hidden),
+            (1, -1, k),
+            (1, -1, k),
+            *[(experts, hidden, inner)] * 2,
+            (experts, inner, hidden),
+        ]
         assert [t.dtype for t in inputs[:3]] == [trt.DataType.HALF, trt.DataType.INT32, trt.DataType.HALF]
         assert tuple(layer.get_output(0).shape) == (1, -1, hidden)
         if weights != "float16":
@@ -398,8 +434,13 @@ def test_bandwidth_counts_what_a_step_reads(checkpoints, exported) -> None:
     assert abs(thinker.read - (experts * 2 // 8 + rest)) < 2000  # constants such as the rotary frequencies
     assert thinker.kv_row == 4 * 2 * 2 * 32 * 2  # layers, keys and values, heads, head_dim, bytes
     nvfp4_thinker = bandwidth.traffic(StoredGraph(exported["nvfp4"] / "thinker" / "llm"))
-    assert abs((thinker.weights - nvfp4_thinker.weights) / (experts + total(r"thinker\.model\..*[qkvo]_proj\.weight"))
-               - (1 - 4.5 / 16)) < 0.01  # 16 bits became 4 and an eighth of a block scale
+    assert (
+        abs(
+            (thinker.weights - nvfp4_thinker.weights) / (experts + total(r"thinker\.model\..*[qkvo]_proj\.weight"))
+            - (1 - 4.5 / 16)
+        )
+        < 0.01
+    )  # 16 bits became 4 and an eighth of a block scale
     predictor = bandwidth.traffic(StoredGraph(exported["float16"] / "multimodal" / "code_predictor"))
     layers, heads = total(r"talker\.code_predictor\.model\.(layers|norm)\..*"), total(r"talker\.code_predictor\.lm_head\..*")
     assert abs(predictor.read - (15 * layers + heads)) < 60_000  # 15 passes, one head each; rotary tables

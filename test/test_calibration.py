@@ -1,4 +1,5 @@
 """Calibration data: found or fetched, turned into the model's inputs as the runtime does, chained Thinker -> Talker."""
+
 import io
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from calibration_samples import write_samples
 from PIL import Image
 
-from offline import calibration
-from offline.calibration import Prompts, Sample, chained_forward, download, find_samples
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
+from offline.quantization import calibration
+from offline.quantization.calibration import Prompts, Sample, chained_forward, download, find_samples
 from omni_ros.errors import InputError
 from omni_ros.preprocess.audio import load_audio
 from omni_ros.preprocess.image import load_image
@@ -45,9 +46,12 @@ def test_talker_sees_the_runtime_prompt_and_its_own_codes(folder: Path, checkpoi
     rows, codes = [], set()
     handles = [
         model.talker.model.register_forward_hook(
-            lambda module, args, kwargs, out: rows.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True),
+            lambda module, args, kwargs, out: rows.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        ),
         model.talker.model.codec_embedding.register_forward_hook(
-            lambda module, args, out: codes.update(args[0].flatten().tolist()))]
+            lambda module, args, out: codes.update(args[0].flatten().tolist())
+        ),
+    ]
     try:
         chained_forward(model, prompts, samples, seed=0, reply_tokens=4, codec_frames=3)
     finally:
@@ -77,7 +81,10 @@ def test_samples_are_drawn_by_seed(folder: Path) -> None:
     assert [s.kind for s in first] == ["audio", "text"] and first == find_samples(folder, counts, seed=1)[0]
     assert {tuple(find_samples(folder, counts, seed)[0]) for seed in range(20)} > {tuple(first)}
     assert [w.split(":")[0] for w in warnings] == [
-        "1 audio samples instead of 150", "0 image samples instead of 150", "1 text samples instead of 200"]
+        "1 audio samples instead of 150",
+        "0 image samples instead of 150",
+        "1 text samples instead of 200",
+    ]
     assert all("lower quality" in w for w in warnings)
 
 
@@ -91,9 +98,11 @@ def test_folder_errors_name_the_file_and_the_fix(folder: Path, checkpoints: dict
         find_samples(folder, {**TWO, "text": 9})
     prompts = Prompts(Checkpoint(checkpoints["plain"]))
     (folder / "audio" / "broken.wav").write_bytes(b"RIFF")
-    for sample, message in ((Sample("audio", folder / "audio/broken.wav", ""), "broken.wav: not a readable audio"),
-                            (Sample("image", folder / "text/a.txt", ""), "a.txt: not a readable image"),
-                            (Sample("text", folder / "text/a.txt", "<|audio_pad|>"), "a.txt: .* placeholder")):
+    for sample, message in (
+        (Sample("audio", folder / "audio/broken.wav", ""), "broken.wav: not a readable audio"),
+        (Sample("image", folder / "text/a.txt", ""), "a.txt: not a readable image"),
+        (Sample("text", folder / "text/a.txt", "<|audio_pad|>"), "a.txt: .* placeholder"),
+    ):
         with pytest.raises(InputError, match=message):
             prompts(sample)
 
@@ -107,7 +116,8 @@ def test_public_datasets_become_a_folder(folder: Path, tmp_path: Path, monkeypat
         "openslr/librispeech_asr": datasets.Dataset.from_dict({"audio": [{"path": "a.wav", "bytes": wav}] * 3}),
         "MMMU/MMMU": datasets.Dataset.from_dict(
             {"image_1": [{"path": None, "bytes": png.getvalue()}] * 3, "question": ["<image 1> What?", "", "b"]},
-            datasets.Features({"image_1": datasets.Image(), "question": datasets.Value("string")})),
+            datasets.Features({"image_1": datasets.Image(), "question": datasets.Value("string")}),
+        ),
         "abisee/cnn_dailymail": datasets.Dataset.from_dict({"article": ["News.", "More news."]}),
     }
     asked = []
@@ -123,8 +133,16 @@ def test_public_datasets_become_a_folder(folder: Path, tmp_path: Path, monkeypat
     download(target, {"audio": 2, "image": 5, "text": 2})
     samples, _ = find_samples(target, {"audio": 2, "image": 5, "text": 2})
     assert [(s.kind, s.text) for s in samples] == [
-        ("audio", ""), ("audio", ""), ("image", "What?"), ("image", "Describe this image."), ("image", "b"),
-        ("image", "What?"), ("image", "Describe this image."), ("text", "News."), ("text", "More news.")]
+        ("audio", ""),
+        ("audio", ""),
+        ("image", "What?"),
+        ("image", "Describe this image."),
+        ("image", "b"),
+        ("image", "What?"),
+        ("image", "Describe this image."),
+        ("text", "News."),
+        ("text", "More news."),
+    ]
     assert samples[0].path.read_bytes() == wav and samples[2].path.read_bytes() == png.getvalue()
     assert ("MMMU/MMMU", calibration.MMMU_SUBJECTS[1], False) in asked  # a second subject when one is used up
     rows.clear()

@@ -1,4 +1,5 @@
 """Code2Wav, streamed in any chunking, against transformers' decode of all frames at once."""
+
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
 from offline.build_engines import build_onnxruntime
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.export_onnx import export
 from offline.graphs import code2wav
 from omni_ros.engines.engine import open_engine
@@ -23,15 +24,53 @@ from omni_ros.pipeline.code2wav import Code2Wav
 TOLERANCE = 3e-5  # on a waveform of standard deviation 0.2
 CAPACITY = 210
 CONFIGS = {  # name: (seed, frames, config)
-    "real_rates": (0, 200, dict(codebook_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                                num_attention_heads=4, num_key_value_heads=4, sliding_window=72, decoder_dim=64)),
-    "short_window": (1, 60, dict(codebook_size=30, hidden_size=48, intermediate_size=40, num_hidden_layers=3,
-                                 num_attention_heads=6, num_key_value_heads=2, sliding_window=5, decoder_dim=32,
-                                 attention_bias=True,
-                                 rope_parameters=dict(rope_type="default", rope_theta=500.0))),
-    "other_rates": (2, 90, dict(codebook_size=17, num_quantizers=5, hidden_size=32, intermediate_size=64,
-                                num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, sliding_window=2,
-                                upsample_rates=(2, 6), upsampling_ratios=(3,), decoder_dim=48)),
+    "real_rates": (
+        0,
+        200,
+        dict(
+            codebook_size=64,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            sliding_window=72,
+            decoder_dim=64,
+        ),
+    ),
+    "short_window": (
+        1,
+        60,
+        dict(
+            codebook_size=30,
+            hidden_size=48,
+            intermediate_size=40,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            sliding_window=5,
+            decoder_dim=32,
+            attention_bias=True,
+            rope_parameters=dict(rope_type="default", rope_theta=500.0),
+        ),
+    ),
+    "other_rates": (
+        2,
+        90,
+        dict(
+            codebook_size=17,
+            num_quantizers=5,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=2,
+            upsample_rates=(2, 6),
+            upsampling_ratios=(3,),
+            decoder_dim=48,
+        ),
+    ),
 }
 
 
@@ -71,8 +110,7 @@ def write_checkpoint(directory: Path, seed: int, values: dict) -> Qwen3OmniMoeCo
     module = randomize(Qwen3OmniMoeCode2Wav(config).eval(), seed)
     directory.mkdir()
     save_file({f"code2wav.{k}": v for k, v in module.state_dict().items()}, directory / "model.safetensors")
-    (directory / "config.json").write_text(
-        json.dumps({"model_type": "qwen3_omni_moe", "code2wav_config": config.to_dict()}))
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen3_omni_moe", "code2wav_config": config.to_dict()}))
     return module
 
 
@@ -169,7 +207,7 @@ def test_errors_name_the_fault_and_leave_the_waveform_intact(real_rates):
     parts.append(v.decode(codes[:, 4:]))
     np.testing.assert_allclose(np.concatenate(parts), real_rates.wave, rtol=0, atol=TOLERANCE)
     with pytest.raises(KVCacheFullError, match=str(CAPACITY)):
-        v.decode(codes[:, :CAPACITY - codes.shape[1] + 1])
+        v.decode(codes[:, : CAPACITY - codes.shape[1] + 1])
 
 
 def limited(case: Case, directory: Path, frames: int) -> tuple[Code2Wav, list[int]]:
@@ -202,7 +240,7 @@ def test_speech_too_long_for_several_runs_is_refused_before_the_first(real_rates
     codes = real_rates.codes
     parts = [vocoder.decode(codes[:, :4])]
     with pytest.raises(KVCacheFullError, match=rf"4 \+ 207 .*\({CAPACITY}\).*--maxCodeLen"):
-        vocoder.decode(np.tile(codes, 2)[:, :CAPACITY - 3])  # two runs of 100 would fit, the last one not
+        vocoder.decode(np.tile(codes, 2)[:, : CAPACITY - 3])  # two runs of 100 would fit, the last one not
     assert runs == [4]
     parts.append(vocoder.decode(codes[:, 4:]))
     np.testing.assert_allclose(np.concatenate(parts), real_rates.wave, rtol=0, atol=TOLERANCE)
@@ -218,14 +256,17 @@ def test_float16_graph_is_well_typed_and_close(case):
     assert np.abs(wave - case.wave).max() < 0.1 and (wave - case.wave).std() < 0.01
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "rope_type yarn"),
-    (dict(hidden_act="gelu"), "hidden_act gelu"),
-    (dict(sliding_window=1), "sliding_window 1"),
-    (dict(upsampling_ratios=[]), "one frame leaves no samples"),
-    (dict(upsample_rates=[8, 5, 4, 2]), r"decoder\.4\.block\.1\.conv\.weight has shape"),
-    (dict(num_hidden_layers=3), r"pre_transformer\.layers\.2\.input_layernorm\.weight is missing"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "rope_type yarn"),
+        (dict(hidden_act="gelu"), "hidden_act gelu"),
+        (dict(sliding_window=1), "sliding_window 1"),
+        (dict(upsampling_ratios=[]), "one frame leaves no samples"),
+        (dict(upsample_rates=[8, 5, 4, 2]), r"decoder\.4\.block\.1\.conv\.weight has shape"),
+        (dict(num_hidden_layers=3), r"pre_transformer\.layers\.2\.input_layernorm\.weight is missing"),
+    ],
+)
 def test_unsupported_checkpoints_are_refused(real_rates, tmp_path, change, message):
     source = real_rates.root / "checkpoint"
     config = json.loads((source / "config.json").read_text())

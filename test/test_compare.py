@@ -1,4 +1,5 @@
 """offline.compare: equal engines are equal, quantised ones are measured, other models are refused."""
+
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ from conftest import run
 from tensorrt_on_cpu import simulated_gpu
 
 from offline import compare
-from omni_ros.engines import cuda_decoder, cuda_projection
-from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine
+from omni_ros.engines.cuda import decoder as cuda_decoder
+from omni_ros.engines.cuda import projection as cuda_projection
+from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.engines.sidecar import Projection
 
 
@@ -26,8 +28,19 @@ def int4(engine_dirs, tmp_path_factory):
 
 def test_engines_equal_themselves(engine_dirs, tmp_path):
     report = tmp_path / "report.json"
-    printed = run("offline.compare", engine_dirs["plain"], engine_dirs["plain"], "--tokens", "8", "--frames", "6",
-                  "--threads", "1", "--outputFile", report)
+    printed = run(
+        "offline.compare",
+        engine_dirs["plain"],
+        engine_dirs["plain"],
+        "--tokens",
+        "8",
+        "--frames",
+        "6",
+        "--threads",
+        "1",
+        "--outputFile",
+        report,
+    )
     r = json.loads(report.read_text())
     assert r["thinker"]["steps"] == 8 and r["talker"]["steps"] == r["code_predictor"]["frames"] == 6
     for name, layers in (("thinker", 3), ("talker", 2)):
@@ -39,9 +52,10 @@ def test_engines_equal_themselves(engine_dirs, tmp_path):
 
 def test_int4_is_measured(engine_dirs, int4, capsys):
     assert compare.main([str(engine_dirs["plain"]), str(int4), "--tokens", "12", "--frames", "12", "--threads", "1"]) == 0
-    with (compare.open_probed(engine_dirs["plain"], 1) as exact, compare.open_probed(int4, 1) as other):
-        request = compare.Request(compare.QUESTION, max_generate_length=12, max_audio_length=12, streaming=False,
-                                  temperature=0, talker_temperature=0)
+    with compare.open_probed(engine_dirs["plain"], 1) as exact, compare.open_probed(int4, 1) as other:
+        request = compare.Request(
+            compare.QUESTION, max_generate_length=12, max_audio_length=12, streaming=False, temperature=0, talker_temperature=0
+        )
         r = compare.compare(exact, other, [request, request])  # two turns: the second starts a new sequence
     assert r["thinker"]["steps"] == 24
     for name in ("thinker", "talker"):
@@ -56,9 +70,13 @@ def test_layers_are_transformers_hidden_states(engine_dirs, checkpoints, tmp_pat
     with torch.no_grad():
         hidden = model.thinker.model.language_model(input_ids=ids, output_hidden_states=True).hidden_states
     with compare.open_probed(engine_dirs["plain"], 1) as pipeline:
-        out = pipeline.engines["thinker"].run({
-            "inputs_embeds": hidden[0][0].numpy(), "position_ids": np.tile(np.arange(9, dtype=np.float32), (3, 1)),
-            "deepstack": np.zeros((2, 9, 64), np.float32)})
+        out = pipeline.engines["thinker"].run(
+            {
+                "inputs_embeds": hidden[0][0].numpy(),
+                "position_ids": np.tile(np.arange(9, dtype=np.float32), (3, 1)),
+                "deepstack": np.zeros((2, 9, 64), np.float32),
+            }
+        )
     for i in (1, 2, 3):
         np.testing.assert_allclose(out[f"layer_{i}"], hidden[i][0].numpy(), atol=1e-4)
 
@@ -72,15 +90,32 @@ def folders(engine_dirs, tensorrt_dirs, tmp_path_factory):
     return {"cpu": engine_dirs["plain"], "tensorrt": tensorrt_dirs["plain"], "cuda": cuda}
 
 
-@pytest.mark.parametrize("reference, other", [
-    ("cpu", "tensorrt"), ("tensorrt", "cpu"), ("tensorrt", "tensorrt"), ("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "tensorrt")])
+@pytest.mark.parametrize(
+    "reference, other",
+    [("cpu", "tensorrt"), ("tensorrt", "cpu"), ("tensorrt", "tensorrt"), ("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "tensorrt")],
+)
 def test_engines_of_a_gpu_show_no_layers(folders, tmp_path, monkeypatch, reference, other):
     monkeypatch.setattr(cuda_decoder, "CudaDecoder", lambda directory, config: OnnxRuntimeEngine(directory, config, 1))
     monkeypatch.setattr(cuda_projection, "CudaProjection", lambda path, shape: Projection(path))
     report = tmp_path / "report.json"
     with simulated_gpu():
-        assert compare.main([str(folders[reference]), str(folders[other]), "--tokens", "5", "--frames", "4", "--threads", "1",
-                             "--outputFile", str(report)]) == 0
+        assert (
+            compare.main(
+                [
+                    str(folders[reference]),
+                    str(folders[other]),
+                    "--tokens",
+                    "5",
+                    "--frames",
+                    "4",
+                    "--threads",
+                    "1",
+                    "--outputFile",
+                    str(report),
+                ]
+            )
+            == 0
+        )
     r = json.loads(report.read_text())
     for name, steps in (("thinker", 5), ("talker", 4)):
         assert r[name]["steps"] == steps and r[name]["top1"] == 1 and r[name]["kl"] == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,5 @@
 """engines/decode/ and prefill/: the kernels of an NVIDIA GPU, run here on the CPU, against ONNX Runtime on the same export."""
+
 import ctypes
 import json
 import math
@@ -15,11 +16,14 @@ from cuda_on_cpu import Cuda
 from decoder_rows import cosine, likeness, question_with_noise, random_rows
 from nvfp4_reference import split
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.compare import compare
 from offline.make_checkpoint import make_checkpoint
-from omni_ros.engines import cuda_code_predictor, cuda_decoder, cuda_device, cuda_projection
-from omni_ros.engines.cuda_kernels import DECODE, PREFILL, compile_kernels, source
+from omni_ros.engines import cuda_device
+from omni_ros.engines.cuda import code_predictor as cuda_code_predictor
+from omni_ros.engines.cuda import decoder as cuda_decoder
+from omni_ros.engines.cuda import projection as cuda_projection
+from omni_ros.engines.cuda.compiler import DECODE, PREFILL, compile_kernels, source
 from omni_ros.engines.engine import Engine, open_engine, read_config
 from omni_ros.engines.sidecar import Projection
 from omni_ros.errors import EngineError, InputError, KVCacheFullError
@@ -192,16 +196,25 @@ def pipelines(checkpoints, built, shared_gpu, tmp_path) -> tuple[Pipeline, Pipel
     """All six engines of the CPU; and the same, but for the decoders in our kernels."""
     run("offline.export_onnx", checkpoints["plain"], tmp_path / "onnx", "--skip-llm", "--dtype", "float16")
     run("offline.build_engines", tmp_path / "onnx", tmp_path / "cpu", "--device", "cpu")
-    folders = [{name: (tmp_path if name in ("code2wav", "multimodal/audio", "multimodal/visual") else built) / "cpu" / name
-                for name in ENGINES}]
+    folders = [
+        {
+            name: (tmp_path if name in ("code2wav", "multimodal/audio", "multimodal/visual") else built) / "cpu" / name
+            for name in ENGINES
+        }
+    ]
     folders.append({**folders[0], **{name: built / "cuda" / name for name in ("thinker", "talker", "code_predictor")}})
     return tuple(Pipeline({name: open_engine(folder, 1) for name, folder in f.items()}) for f in folders)
 
 
 def test_whole_turns(pipelines):
     """With sound and a picture: the decisions of ONNX Runtime's engines when fed alike, streaming or not the same turn."""
-    request = {"messages": question_with_noise(), "temperature": 0, "talker_temperature": 0, "max_generate_length": 8,
-               "max_audio_length": 8}
+    request = {
+        "messages": question_with_noise(),
+        "temperature": 0,
+        "talker_temperature": 0,
+        "max_generate_length": 8,
+        "max_audio_length": 8,
+    }
     loss = compare(*pipelines, [Request(**request, streaming=False)])
     assert loss["thinker"]["top1"] >= 7 / 8 and loss["talker"]["top1"] >= 7 / 8 and loss["code_predictor"]["codes_1_to_15"] > 0.85
     assert min(loss[name]["cosine"] for name in ("thinker", "talker")) > 0.999
@@ -229,8 +242,10 @@ def test_code_predictor(built, gpu):
     random = np.random.default_rng(2)
     equal = 0
     for frame in range(6):
-        inputs = {n: random.standard_normal((1, engine.hidden)).astype(np.float16).astype(np.float32)
-                  for n in ("last_hidden", "code0_embed")}
+        inputs = {
+            n: random.standard_normal((1, engine.hidden)).astype(np.float16).astype(np.float32)
+            for n in ("last_hidden", "code0_embed")
+        }
         noise = random.gumbel(size=(15, engine.noise_width)) if frame % 2 else np.zeros((15, engine.noise_width))
         inputs["noise"] = noise.astype(np.float32)
         expected, got = reference.run(inputs), engine.run(inputs)

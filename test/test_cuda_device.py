@@ -2,6 +2,7 @@
 
 Needs no TensorRT and none of the session's engines: on a GPU machine, `pytest --noconftest test/test_cuda_device.py`.
 """
+
 import subprocess
 import sys
 import threading
@@ -153,6 +154,7 @@ def test_an_error_that_stays_is_told_from_one_that_passes():
 
 def write_wildly() -> None:
     from cuda.bindings import driver  # only where there is a GPU
+
     device = CudaDevice("test")
     device.wait()
     module = driver.cuModuleLoadData(PTX)[1]

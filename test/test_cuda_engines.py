@@ -1,4 +1,5 @@
 """`--device cuda` on a real GPU: the same decisions as the CPU engines, fed alike, and whole turns."""
+
 import numpy as np
 import pytest
 from conftest import run
@@ -12,9 +13,12 @@ from omni_ros.pipeline.request import Request
 ort = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(
     gpu_target() is None or "CUDAExecutionProvider" not in ort.get_available_providers(),
-    reason="needs an NVIDIA GPU and onnxruntime-gpu")
-REQUESTS = [{"messages": messages, "max_generate_length": 24, "max_audio_length": 24, "temperature": 0, "talker_temperature": 0}
-            for messages in ([{"role": "user", "content": "one two three four five"}], question_with_noise())]
+    reason="needs an NVIDIA GPU and onnxruntime-gpu",
+)
+REQUESTS = [
+    {"messages": messages, "max_generate_length": 24, "max_audio_length": 24, "temperature": 0, "talker_temperature": 0}
+    for messages in ([{"role": "user", "content": "one two three four five"}], question_with_noise())
+]
 
 
 @pytest.fixture(scope="module")

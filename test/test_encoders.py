@@ -1,4 +1,5 @@
 """Audio and vision encoders against transformers' classes, for several dims, seeds and shapes."""
+
 import dataclasses
 import json
 import shutil
@@ -20,7 +21,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from offline import export_onnx
 from offline.build_engines import build_onnxruntime
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs import audio_encoder, visual_encoder
 from omni_ros.engines.engine import Engine, open_engine
 from omni_ros.errors import CheckpointError, InputError
@@ -29,17 +30,50 @@ from omni_ros.pipeline.visual_encoder import VisualEncoder
 
 TOLERANCE = 1e-5
 AUDIO = [
-    {"d_model": 32, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "encoder_layers": 2, "output_dim": 48,
-     "downsample_hidden_size": 8, "num_mel_bins": 128, "n_window_infer": 800},
-    {"d_model": 48, "encoder_attention_heads": 2, "encoder_ffn_dim": 40, "encoder_layers": 3, "output_dim": 32,
-     "downsample_hidden_size": 6, "num_mel_bins": 80, "n_window_infer": 300},
+    {
+        "d_model": 32,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "encoder_layers": 2,
+        "output_dim": 48,
+        "downsample_hidden_size": 8,
+        "num_mel_bins": 128,
+        "n_window_infer": 800,
+    },
+    {
+        "d_model": 48,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 40,
+        "encoder_layers": 3,
+        "output_dim": 32,
+        "downsample_hidden_size": 6,
+        "num_mel_bins": 80,
+        "n_window_infer": 300,
+    },
 ]
 VISION = [
-    {"depth": 3, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 40,
-     "num_position_embeddings": 49, "deepstack_visual_indexes": [0, 1], "patch_size": 16,
-     "hidden_act": "gelu_pytorch_tanh"},
-    {"depth": 4, "hidden_size": 72, "num_heads": 3, "intermediate_size": 30, "out_hidden_size": 24,
-     "num_position_embeddings": 256, "deepstack_visual_indexes": [0, 2, 3], "patch_size": 4, "hidden_act": "gelu"},
+    {
+        "depth": 3,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "out_hidden_size": 40,
+        "num_position_embeddings": 49,
+        "deepstack_visual_indexes": [0, 1],
+        "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+    {
+        "depth": 4,
+        "hidden_size": 72,
+        "num_heads": 3,
+        "intermediate_size": 30,
+        "out_hidden_size": 24,
+        "num_position_embeddings": 256,
+        "deepstack_visual_indexes": [0, 2, 3],
+        "patch_size": 4,
+        "hidden_act": "gelu",
+    },
 ]
 
 
@@ -59,9 +93,19 @@ def write_checkpoint(directory: Path, module: torch.nn.Module, prefix: str, sect
     save_file({prefix + k: v for k, v in module.state_dict().items()}, directory / "model.safetensors")
     config_file = {"model_type": "qwen3_omni_moe", "thinker_config": {section: config}}
     (directory / "config.json").write_text(json.dumps(config_file))
-    (directory / "preprocessor_config.json").write_text(json.dumps({
-        "patch_size": config.get("patch_size", 16), "temporal_patch_size": 2, "merge_size": 2,
-        "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "min_pixels": 3136, "max_pixels": 12845056}))
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "patch_size": config.get("patch_size", 16),
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "min_pixels": 3136,
+                "max_pixels": 12845056,
+            }
+        )
+    )
     return Checkpoint(directory)
 
 
@@ -104,10 +148,30 @@ def expected_audio(oracle, mels: list[np.ndarray]) -> np.ndarray:
     return oracle(input_features=features, feature_lens=lengths).last_hidden_state.numpy()
 
 
-@pytest.mark.parametrize("lengths", [
-    [1], [2], [7], [60], [99], [100], [101], [230], [799], [800], [801], [1730], [3000],  # one clip, up to 30 s
-    [30, 60], [1, 99], [60, 800], [100, 900, 33], [800, 800, 1601], [5, 5],  # several clips in one request
-])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [2],
+        [7],
+        [60],
+        [99],
+        [100],
+        [101],
+        [230],
+        [799],
+        [800],
+        [801],
+        [1730],
+        [3000],  # one clip, up to 30 s
+        [30, 60],
+        [1, 99],
+        [60, 800],
+        [100, 900, 33],
+        [800, 800, 1601],
+        [5, 5],  # several clips in one request
+    ],
+)
 def test_audio_equals_transformers(audio, lengths):
     oracle, encoder = audio
     mels = mel_noise(encoder.mel_bins, lengths)
@@ -118,6 +182,7 @@ def test_audio_equals_transformers(audio, lengths):
 
 def test_audio_token_count_equals_transformers(audio):
     from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_feat_extract_output_lengths
+
     _, encoder = audio
     for frames in range(1, 1000):
         assert encoder.token_count(frames) == _get_feat_extract_output_lengths(frames), frames
@@ -148,9 +213,15 @@ def test_no_audio_is_no_call(tmp_path):
     assert encoder([]) == []
 
 
-@pytest.mark.parametrize("change", [
-    {"activation_function": "relu"}, {"scale_embedding": True}, {"n_window": 40}, {"n_window_infer": 250},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation_function": "relu"},
+        {"scale_embedding": True},
+        {"n_window": 40},
+        {"n_window_infer": 250},
+    ],
+)
 def test_audio_export_refuses(tmp_path, change):
     with pytest.raises(CheckpointError, match=next(iter(change))):
         config = {**AUDIO[0], **change}
@@ -179,11 +250,19 @@ def assert_vision_equal(oracle, encoder: VisualEncoder, patches: np.ndarray, gri
     np.testing.assert_allclose(np.concatenate(deepstack, axis=1), want_deepstack, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("grids", [
-    [[1, 2, 2]], [[1, 6, 8]], [[1, 22, 14]], [[1, 2, 40]], [[1, 34, 2]],  # one image
-    [[1, 6, 8], [1, 10, 4], [1, 6, 8]],  # several, two of one size
-    [[5, 4, 6]], [[2, 8, 8], [1, 4, 4], [3, 6, 10]],  # videos, and videos beside an image
-])
+@pytest.mark.parametrize(
+    "grids",
+    [
+        [[1, 2, 2]],
+        [[1, 6, 8]],
+        [[1, 22, 14]],
+        [[1, 2, 40]],
+        [[1, 34, 2]],  # one image
+        [[1, 6, 8], [1, 10, 4], [1, 6, 8]],  # several, two of one size
+        [[5, 4, 6]],
+        [[2, 8, 8], [1, 4, 4], [3, 6, 10]],  # videos, and videos beside an image
+    ],
+)
 def test_vision_equals_transformers(vision, grids):
     oracle, encoder = vision
     assert_vision_equal(oracle, encoder, *patches_of(encoder, grids))
@@ -196,8 +275,9 @@ def test_vision_frames_beyond_one_run(vision):
     assert_vision_equal(oracle, limited, *patches_of(encoder, [[5, 4, 6], [1, 6, 6]]))
 
 
-@pytest.mark.parametrize(("limits", "most"), [
-    ({"max_frames": 1}, 1), ({"max_frames": 3}, 3), ({"max_frames": 3, "max_patches": 50}, 2)])
+@pytest.mark.parametrize(
+    ("limits", "most"), [({"max_frames": 1}, 1), ({"max_frames": 3}, 3), ({"max_frames": 3, "max_patches": 50}, 2)]
+)
 def test_vision_engine_of_few_frames_a_run(vision, tmp_path, limits, most):
     """`max_frames` in config.json, as TensorRT engines have it."""
     oracle, encoder = vision
@@ -232,10 +312,17 @@ def test_vision_refuses_what_the_engine_cannot_take(vision):
         limited(patches, grids)
 
 
-@pytest.mark.parametrize("change", [
-    {"hidden_act": "relu"}, {"num_position_embeddings": 50}, {"deepstack_visual_indexes": [0, 3]},
-    {"rope_parameters": {"rope_type": "yarn"}}, {"patch_size": 14}, {"num_heads": 3},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "relu"},
+        {"num_position_embeddings": 50},
+        {"deepstack_visual_indexes": [0, 3]},
+        {"rope_parameters": {"rope_type": "yarn"}},
+        {"patch_size": 14},
+        {"num_heads": 3},
+    ],
+)
 def test_vision_export_refuses(tmp_path, change):
     config = {**VISION[0], **change}
     module = torch.nn.Linear(1, 1)
@@ -247,8 +334,10 @@ def test_vision_export_refuses(tmp_path, change):
 
 def test_defaults_are_those_of_transformers():
     """A config.json that omits a field means transformers' default."""
-    for ours, theirs in ((audio_encoder.AudioEncoderConfig(), Qwen3OmniMoeAudioEncoderConfig()),
-                         (visual_encoder.VisualEncoderConfig(), Qwen3OmniMoeVisionEncoderConfig())):
+    for ours, theirs in (
+        (audio_encoder.AudioEncoderConfig(), Qwen3OmniMoeAudioEncoderConfig()),
+        (visual_encoder.VisualEncoderConfig(), Qwen3OmniMoeVisionEncoderConfig()),
+    ):
         for field in dataclasses.fields(ours):
             if field.name != "rope_theta":
                 assert getattr(ours, field.name) == getattr(theirs, field.name), field.name

@@ -1,4 +1,5 @@
 """Broken engine folders: each is refused when it is opened, with one EngineError that names the file and the fix."""
+
 import json
 import os
 import shutil
@@ -16,8 +17,16 @@ from omni_ros.pipeline.pipeline import ENGINES, Pipeline
 from omni_ros.pipeline.request import Finished, Request
 
 # In config.json for people to read: the pipeline works without them.
-DESCRIPTIVE = {"audio_start_token_id", "audio_end_token_id", "vision_start_token_id", "system_token_id", "n_window",
-               "num_code_groups", "vocab_size", "levels"}
+DESCRIPTIVE = {
+    "audio_start_token_id",
+    "audio_end_token_id",
+    "vision_start_token_id",
+    "system_token_id",
+    "n_window",
+    "num_code_groups",
+    "vocab_size",
+    "levels",
+}
 
 
 @pytest.fixture
@@ -62,8 +71,10 @@ def test_nothing_there(tmp_path):
     assert "not found" in refusal(lambda: Pipeline.open(tmp_path / "no such folder"))
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data", "embedding.safetensors", "text_projection.safetensors",
-                                  "hidden_projection.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    ["model.onnx", "model.onnx.data", "embedding.safetensors", "text_projection.safetensors", "hidden_projection.safetensors"],
+)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "longer", "empty"])
 def test_file_of_the_wrong_size(engines, file, damage):
     path = engines / "talker" / file
@@ -103,13 +114,22 @@ def test_config_without_a_section(engines, key, wrong):
 def test_config_without_a_number_the_pipeline_needs(engines, name):
     """Whichever key of `model` and `limits` is gone, the error names it, when opening or (rarely) at the first turn."""
     config = json.loads((engines / name / "config.json").read_text())
-    messages = [{"role": "user", "content": [{"type": "image", "image": np.zeros((32, 32, 3), np.uint8)},
-                                             {"type": "audio", "audio": np.zeros(800, np.float32)}]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": np.zeros((32, 32, 3), np.uint8)},
+                {"type": "audio", "audio": np.zeros(800, np.float32)},
+            ],
+        }
+    ]
     keys = [(section, key) for section in ("model", "limits") for key in config[section]]
     unused = set()
     for section, key in keys:
-        write(engines / name / "config.json", json.dumps(
-            {**config, section: {k: v for k, v in config[section].items() if k != key}}).encode())
+        write(
+            engines / name / "config.json",
+            json.dumps({**config, section: {k: v for k, v in config[section].items() if k != key}}).encode(),
+        )
         try:
             pipeline = Pipeline.open(engines, threads=1)
             list(pipeline.generate(Request(messages, max_generate_length=2, max_audio_length=2)))
@@ -176,17 +196,31 @@ def drop_position(c: dict) -> None:
     del c["position"]
 
 
-@pytest.mark.parametrize("disagreement", [
-    rename_input, change_input_shape, change_input_dtype, drop_output, change_output_shape, rename_state, drop_state,
-    change_state_shape, change_state_dtype, raise_capacity, rename_position, count_another_input, drop_position])
+@pytest.mark.parametrize(
+    "disagreement",
+    [
+        rename_input,
+        change_input_shape,
+        change_input_dtype,
+        drop_output,
+        change_output_shape,
+        rename_state,
+        drop_state,
+        change_state_shape,
+        change_state_dtype,
+        raise_capacity,
+        rename_position,
+        count_another_input,
+        drop_position,
+    ],
+)
 def test_config_that_disagrees_with_its_graph(engines, disagreement):
     edit_config(engines / "talker", disagreement)
     assert str(engines / "talker" / "config.json") in refusal(lambda: open_engine(engines / "talker"))
 
 
 # ---- sidecars -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("file", ["thinker/embedding", "talker/embedding", "talker/text_projection",
-                                  "talker/hidden_projection"])
+@pytest.mark.parametrize("file", ["thinker/embedding", "talker/embedding", "talker/text_projection", "talker/hidden_projection"])
 def test_all_zero_weights(engines, file):
     path = engines / f"{file}.safetensors"
     write(path, zeroed(path))
@@ -199,7 +233,7 @@ def test_one_all_zero_matrix(engines, tensor):
     path = engines / "talker" / "text_projection.safetensors"
     content = bytearray(path.read_bytes())
     length = struct.unpack("<Q", content[:8])[0]
-    begin, end = (8 + length + offset for offset in json.loads(content[8:8 + length])[tensor]["data_offsets"])
+    begin, end = (8 + length + offset for offset in json.loads(content[8 : 8 + length])[tensor]["data_offsets"])
     content[begin:end] = bytes(end - begin)
     write(path, content)
     text = refusal(lambda: open_engine(engines / "talker"))
@@ -210,7 +244,7 @@ def test_zero_biases_are_fine(engines):
     path = engines / "talker" / "text_projection.safetensors"
     content = bytearray(path.read_bytes())
     length = struct.unpack("<Q", content[:8])[0]
-    begin, end = (8 + length + offset for offset in json.loads(content[8:8 + length])["linear_fc1.bias"]["data_offsets"])
+    begin, end = (8 + length + offset for offset in json.loads(content[8 : 8 + length])["linear_fc1.bias"]["data_offsets"])
     content[begin:end] = bytes(end - begin)
     write(path, content)
     assert open_engine(engines / "talker", threads=1).length == 0
@@ -237,19 +271,28 @@ def test_sidecar_with_another_tensor_than_declared(engines, change):
     path = engines / "talker" / "embedding.safetensors"
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8:8 + length])
+    header = json.loads(content[8 : 8 + length])
     change(header)
     changed = json.dumps(header).encode()
-    write(path, struct.pack("<Q", len(changed)) + changed + content[8 + length:])
+    write(path, struct.pack("<Q", len(changed)) + changed + content[8 + length :])
     edit_config(engines / "talker", lambda c: c["files"].update({path.name: path.stat().st_size}))
     assert str(path) in refusal(lambda: open_engine(engines / "talker"))
 
 
-@pytest.mark.parametrize("start", [struct.pack("<Q", 2**60), struct.pack("<Q", 3), b"\x00" * 16, b"\xff" * 16,
-                                   struct.pack("<Q", 8) + b"[1, 2,3]", struct.pack("<Q", 8) + b'{"a": 3}'])
+@pytest.mark.parametrize(
+    "start",
+    [
+        struct.pack("<Q", 2**60),
+        struct.pack("<Q", 3),
+        b"\x00" * 16,
+        b"\xff" * 16,
+        struct.pack("<Q", 8) + b"[1, 2,3]",
+        struct.pack("<Q", 8) + b'{"a": 3}',
+    ],
+)
 def test_damaged_sidecar_header(engines, start):
     path = engines / "talker" / "embedding.safetensors"
-    write(path, start + path.read_bytes()[len(start):])
+    write(path, start + path.read_bytes()[len(start) :])
     assert str(path) in refusal(lambda: open_engine(engines / "talker"))
 
 
@@ -273,8 +316,10 @@ def test_text_file_that_was_not_there_when_built(engines, file):
     assert str(engines / "thinker") in refusal(lambda: Pipeline.open(engines))
 
 
-@pytest.mark.parametrize("file, pattern", [
-    ("tokenizer.json", b"\x00"), ("tokenizer.json", b"{"), ("chat_template.jinja", b"{% if "), ("processor_config.json", b"{")])
+@pytest.mark.parametrize(
+    "file, pattern",
+    [("tokenizer.json", b"\x00"), ("tokenizer.json", b"{"), ("chat_template.jinja", b"{% if "), ("processor_config.json", b"{")],
+)
 def test_garbage_of_the_same_size(engines, file, pattern):
     path = engines / "thinker" / file
     size = path.stat().st_size
@@ -291,9 +336,17 @@ def test_damaged_chat_template_json(engines, content):
 
 
 # ---- folders in each other's place ----------------------------------------------------------------------------------
-@pytest.mark.parametrize("place, other", [("thinker", "talker"), ("talker", "thinker"), ("code_predictor", "code2wav"),
-                                          ("code2wav", "talker"), ("multimodal/audio", "multimodal/visual"),
-                                          ("multimodal/visual", "multimodal/audio")])
+@pytest.mark.parametrize(
+    "place, other",
+    [
+        ("thinker", "talker"),
+        ("talker", "thinker"),
+        ("code_predictor", "code2wav"),
+        ("code2wav", "talker"),
+        ("multimodal/audio", "multimodal/visual"),
+        ("multimodal/visual", "multimodal/audio"),
+    ],
+)
 def test_engine_in_the_place_of_another(engines, place, other):
     shutil.rmtree(engines / place)
     shutil.copytree(engines / other, engines / place)

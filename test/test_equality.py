@@ -1,4 +1,5 @@
 """Same checkpoint, same turn: our tokens, codes and waveform are those of transformers (greedy, float32)."""
+
 import numpy as np
 import oracle
 import pytest
@@ -61,12 +62,20 @@ TURNS = {
     "audio of 9.7 s": [user(text("listen"), audio(9.7))],
     "three audios": [user(audio(1.0), audio(8.6, 1), text("and"), audio(0.7, 2))],
     "audio and image": [user(audio(1.7), image(70, 90), text("what is it"))],
-    "everything": [says("system", "hello"), user(image(64, 96), audio(1.2), video(2, 352, 384, 2.0), text("so"),
-                                                image(40, 64, 3))],
+    "everything": [
+        says("system", "hello"),
+        user(image(64, 96), audio(1.2), video(2, 352, 384, 2.0), text("so"), image(40, 64, 3)),
+    ],
     "video at 2 fps": [user(video(6, 352, 384, 2.0), text("what happens"))],
     "video at 3 fps": [user(video(4, 384, 352, 3.0), text("what happens"))],  # positions that are not whole numbers
-    "three turns": [says("system", "hello world"), user(image(64, 80), text("what is this")), says("assistant", "hello"),
-                    user(audio(1.1), text("and this")), says("assistant", "do you hear"), user(text("please describe"))],
+    "three turns": [
+        says("system", "hello world"),
+        user(image(64, 80), text("what is this")),
+        says("assistant", "hello"),
+        user(audio(1.1), text("and this")),
+        says("assistant", "do you hear"),
+        user(text("please describe")),
+    ],
 }
 TENSORRT_TURNS = ("text", "audio of 9.7 s", "everything", "three turns")  # each engine, every kind of run it has
 
@@ -97,14 +106,17 @@ def fps_of(messages: list[dict]) -> float | None:
     return next((p["fps"] for p in parts if p["type"] == "video"), None)
 
 
-@pytest.mark.parametrize("turn, backend", [(turn, backend) for backend in BACKENDS for turn in TURNS
-                                           if backend == "onnxruntime" or turn in TENSORRT_TURNS])
+@pytest.mark.parametrize(
+    "turn, backend",
+    [(turn, backend) for backend in BACKENDS for turn in TURNS if backend == "onnxruntime" or turn in TENSORRT_TURNS],
+)
 def test_turn_equals_transformers(name, open_pipeline, reference, turn, backend):
     messages, pipeline = TURNS[turn], open_pipeline(name, backend)
     expected = reference.generate(messages, max_generate_length=12, max_audio_length=20, fps=fps_of(messages))
     for streaming in (True, False):
-        finished, pcm, streamed = play(pipeline, Request(messages, max_generate_length=12, max_audio_length=20,
-                                                         streaming=streaming, **GREEDY))
+        finished, pcm, streamed = play(
+            pipeline, Request(messages, max_generate_length=12, max_audio_length=20, streaming=streaming, **GREEDY)
+        )
         assert finished.token_ids == expected.token_ids
         assert streamed == finished.text == reference.processor.tokenizer.decode(expected.token_ids, skip_special_tokens=True)
         np.testing.assert_array_equal(finished.codes, expected.codes)
@@ -115,8 +127,9 @@ def test_turn_equals_transformers(name, open_pipeline, reference, turn, backend)
 def test_repetition_penalty_equals_transformers(pipeline, reference):
     messages = TURNS["text"]
     expected = reference.generate(messages, max_generate_length=6, max_audio_length=40, repetition_penalty=1.3)
-    finished, _, _ = play(pipeline, Request(messages, max_generate_length=6, max_audio_length=40, repetition_penalty=1.3,
-                                            **GREEDY))
+    finished, _, _ = play(
+        pipeline, Request(messages, max_generate_length=6, max_audio_length=40, repetition_penalty=1.3, **GREEDY)
+    )
     np.testing.assert_array_equal(finished.codes, expected.codes)
 
 
@@ -124,8 +137,9 @@ def test_speakers_equal_transformers(pipeline, reference):
     messages, heard = TURNS["text"], set()
     for speaker in pipeline.speakers:
         expected = reference.generate(messages, max_generate_length=4, max_audio_length=8, speaker=speaker)
-        finished, _, _ = play(pipeline, Request(messages, max_generate_length=4, max_audio_length=8,
-                                                speaker=speaker.title(), **GREEDY))
+        finished, _, _ = play(
+            pipeline, Request(messages, max_generate_length=4, max_audio_length=8, speaker=speaker.title(), **GREEDY)
+        )
         np.testing.assert_array_equal(finished.codes, expected.codes)
         heard.add(finished.codes.tobytes())
     assert len(heard) == len(pipeline.speakers)
@@ -147,5 +161,5 @@ def test_reply_that_ends_by_itself(pipeline, reference):
         reference.model.config.im_end_token_id = original
         pipeline.thinker.model["im_end_token_id"] = original
     assert finished.reason == "stop"
-    assert finished.token_ids == expected.token_ids == free[:free.index(end) + 1]
+    assert finished.token_ids == expected.token_ids == free[: free.index(end) + 1]
     np.testing.assert_array_equal(finished.codes, expected.codes)

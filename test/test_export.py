@@ -1,4 +1,5 @@
 """`python -m offline.export_onnx`: what is written, what is refused, and that nothing is ever left half-written."""
+
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from broken_files import edit_config, write
 from onnx import TensorProto
 
 from offline import build_engines, export_onnx
-from offline.checkpoint import Checkpoint, write_safetensors
+from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
 from offline.export_onnx import COMPONENTS
 from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines.engine import Engine, open_engine
@@ -50,8 +51,12 @@ def built(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """dtype of the export -> engines made from it."""
     root = tmp_path_factory.mktemp("built")
     for dtype, tree in exported.items():
-        assert build_engines.main([str(tree), str(root / dtype), "--maxInputLen", str(CAPACITY),
-                                   "--maxKVCacheCapacity", str(CAPACITY)]) == 0
+        assert (
+            build_engines.main(
+                [str(tree), str(root / dtype), "--maxInputLen", str(CAPACITY), "--maxKVCacheCapacity", str(CAPACITY)]
+            )
+            == 0
+        )
     return {dtype: root / dtype for dtype in exported}
 
 
@@ -78,29 +83,36 @@ def fails(capfd: pytest.CaptureFixture, *arguments: str | Path) -> str:
     assert export_onnx.main([str(a) for a in arguments]) == 1
     out, err = capfd.readouterr()
     assert out == "" and "Traceback" not in err and err.count("error: ") == 1
-    line = err[err.index("error: "):]
+    line = err[err.index("error: ") :]
     assert line.count("\n") == 1 and line.endswith("\n")
     return line
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("options, expected", [
-    ([], set(COMPONENTS)),
-    (["--skip-llm"], set(COMPONENTS) - {"thinker", "talker"}),
-    (["--skip-visual", "--skip-audio", "--skip-code2wav"], {"thinker", "talker", "code_predictor"}),
-    (["--components", "code2wav"], {"code2wav"}),
-    (["--components", "talker, audio"], {"talker", "audio"}),
-    (["--components", "thinker,audio", "--skip-llm"], {"audio"})])
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ([], set(COMPONENTS)),
+        (["--skip-llm"], set(COMPONENTS) - {"thinker", "talker"}),
+        (["--skip-visual", "--skip-audio", "--skip-code2wav"], {"thinker", "talker", "code_predictor"}),
+        (["--components", "code2wav"], {"code2wav"}),
+        (["--components", "talker, audio"], {"talker", "audio"}),
+        (["--components", "thinker,audio", "--skip-llm"], {"audio"}),
+    ],
+)
 def test_component_filters(plain, tmp_path, options, expected):
     assert export_onnx.main([str(plain), str(tmp_path / "out"), *options]) == 0
     found = {name for name, folder in FOLDERS.items() if (tmp_path / "out" / folder / "model.onnx").is_file()}
     assert found == expected
     assert {str(p.parent.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("config.json")} == {
-        FOLDERS[name] for name in expected}
+        FOLDERS[name] for name in expected
+    }
 
 
-@pytest.mark.parametrize("options", [["--components", "thinker,voice"], ["--components", ""],
-                                     ["--components", "audio", "--skip-audio"], ["--dtype", "int8"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--components", "thinker,voice"], ["--components", ""], ["--components", "audio", "--skip-audio"], ["--dtype", "int8"]],
+)
 def test_wrong_options(plain, tmp_path, options, capsys):
     with pytest.raises(SystemExit) as caught:
         export_onnx.main([str(plain), str(tmp_path / "out"), *options])
@@ -112,13 +124,21 @@ def test_layout_of_the_contract(exported, plain):
     graph = {"model.onnx", "model.onnx.data", "config.json"}
     files = {name: {p.name for p in (tree / folder).iterdir()} for name, folder in FOLDERS.items()}
     assert files["talker"] == graph | {"embedding.safetensors", "text_projection.safetensors", "hidden_projection.safetensors"}
-    assert files["thinker"] == graph | {"embedding.safetensors", "tokenizer.json", "tokenizer_config.json",
-                                        "chat_template.jinja", "processor_config.json", "generation_config.json"}
+    assert files["thinker"] == graph | {
+        "embedding.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "processor_config.json",
+        "generation_config.json",
+    }
     for name in ("code_predictor", "visual", "audio", "code2wav"):
         assert files[name] == graph
     checkpoint = Checkpoint(plain)
-    for path, key in (("thinker/llm/embedding", "thinker.model.embed_tokens.weight"),
-                      ("talker/llm/embedding", "talker.model.codec_embedding.weight")):
+    for path, key in (
+        ("thinker/llm/embedding", "thinker.model.embed_tokens.weight"),
+        ("talker/llm/embedding", "talker.model.codec_embedding.weight"),
+    ):
         np.testing.assert_array_equal(open_sidecar(tree / f"{path}.safetensors")["weight"], checkpoint[key].astype(np.float32))
     for projection in ("text_projection", "hidden_projection"):
         for name, tensor in open_sidecar(tree / f"talker/llm/{projection}.safetensors").items():
@@ -151,8 +171,10 @@ class StandardGraph:
         self.config = json.loads((directory / "config.json").read_text())
         self.session = ort.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
         self.length = 0
-        self.state = {s["input"]: np.zeros([CAPACITY if d == "capacity" else d for d in s["shape"]], s["dtype"])
-                      for s in self.config["state"]}
+        self.state = {
+            s["input"]: np.zeros([CAPACITY if d == "capacity" else d for d in s["shape"]], s["dtype"])
+            for s in self.config["state"]
+        }
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         position = self.config.get("position")
@@ -187,8 +209,15 @@ def calls(component: str) -> list[dict[str, np.ndarray]]:
         return [{"codes": rng.integers(0, 64, (16, frames))} for frames in (3, 1, 2)]
     if component == "audio":
         return [{"mel": normal(2, 3, 128, 100), "valid_indices": np.arange(30), "positions": np.arange(30) % 13}]
-    return [{"patches": normal(2, 8, 1536), "pos_indices": rng.integers(0, 2304, (8, 4)), "pos_weights": normal(8, 4) ** 2,
-             "cos": np.cos(normal(2, 8, 16)), "sin": np.sin(normal(2, 8, 16))}]
+    return [
+        {
+            "patches": normal(2, 8, 1536),
+            "pos_indices": rng.integers(0, 2304, (8, 4)),
+            "pos_weights": normal(8, 4) ** 2,
+            "cos": np.cos(normal(2, 8, 16)),
+            "sin": np.sin(normal(2, 8, 16)),
+        }
+    ]
 
 
 def engine_folder(engines: Path, component: str) -> Path:
@@ -234,8 +263,10 @@ def test_default_dtype_follows_the_checkpoint(plain, copy, tmp_path):
     assert export_onnx.main([str(plain), str(tmp_path / "half"), "--components", "code_predictor"]) == 0
     keep_tensors(copy, lambda k: True, {"code2wav.decoder.0.conv.bias": np.ones(64, np.float32)})
     assert export_onnx.main([str(copy), str(tmp_path / "full"), "--components", "code_predictor"]) == 0
-    dtypes = [json.loads((tmp_path / name / FOLDERS["code_predictor"] / "config.json").read_text())["dtype"]
-              for name in ("half", "full")]
+    dtypes = [
+        json.loads((tmp_path / name / FOLDERS["code_predictor"] / "config.json").read_text())["dtype"]
+        for name in ("half", "full")
+    ]
     assert dtypes == ["float16", "float32"]
 
 
@@ -254,7 +285,7 @@ def test_fp8_embedding(plain, exported, built, tmp_path):
     assert len(finished.token_ids) == 4
     sidecar = engines / "thinker" / "embedding.safetensors"
     content = sidecar.read_bytes()
-    sidecar.write_bytes(content[:-4 * len(exact)] + bytes(4 * len(exact)))  # the scales come last
+    sidecar.write_bytes(content[: -4 * len(exact)] + bytes(4 * len(exact)))  # the scales come last
     with pytest.raises(EngineError, match="all zero"):
         open_engine(engines / "thinker")
 
@@ -262,8 +293,21 @@ def test_fp8_embedding(plain, exported, built, tmp_path):
 def test_talker_sidecars_from_another_checkpoint(plain, exported, tmp_path):
     """As after quantisation, which leaves the projections out of the Talker's own checkpoint."""
     other = make_checkpoint(tmp_path / "other", seed=9)
-    assert export_onnx.main([str(plain), str(tmp_path / "out"), "--components", "talker", "--dtype", "float32",
-                             "--talker-sidecar-from", str(other)]) == 0
+    assert (
+        export_onnx.main(
+            [
+                str(plain),
+                str(tmp_path / "out"),
+                "--components",
+                "talker",
+                "--dtype",
+                "float32",
+                "--talker-sidecar-from",
+                str(other),
+            ]
+        )
+        == 0
+    )
     found, own = tmp_path / "out/talker/llm", exported["float32"] / "talker/llm"
     for name in ("model.onnx", "model.onnx.data"):
         assert (found / name).read_bytes() == (own / name).read_bytes()
@@ -302,31 +346,53 @@ def assert_refused(capfd: pytest.CaptureFixture, checkpoint: Path, good: Path, c
     return line
 
 
-@pytest.mark.parametrize("component, tensor", [
-    ("thinker", "thinker.model.layers.2.mlp.experts.5.up_proj.weight"), ("thinker", "thinker.model.embed_tokens.weight"),
-    ("thinker", "thinker.lm_head.weight"), ("talker", "talker.model.layers.1.mlp.shared_expert_gate.weight"),
-    ("talker", "talker.text_projection.linear_fc2.bias"), ("talker", "talker.hidden_projection.linear_fc1.weight"),
-    ("talker", "talker.model.codec_embedding.weight"), ("code_predictor", "talker.code_predictor.lm_head.14.weight"),
-    ("visual", "thinker.visual.merger_list.1.mlp.2.bias"), ("audio", "thinker.audio_tower.proj2.bias"),
-    ("code2wav", "code2wav.decoder.6.conv.weight")])
+@pytest.mark.parametrize(
+    "component, tensor",
+    [
+        ("thinker", "thinker.model.layers.2.mlp.experts.5.up_proj.weight"),
+        ("thinker", "thinker.model.embed_tokens.weight"),
+        ("thinker", "thinker.lm_head.weight"),
+        ("talker", "talker.model.layers.1.mlp.shared_expert_gate.weight"),
+        ("talker", "talker.text_projection.linear_fc2.bias"),
+        ("talker", "talker.hidden_projection.linear_fc1.weight"),
+        ("talker", "talker.model.codec_embedding.weight"),
+        ("code_predictor", "talker.code_predictor.lm_head.14.weight"),
+        ("visual", "thinker.visual.merger_list.1.mlp.2.bias"),
+        ("audio", "thinker.audio_tower.proj2.bias"),
+        ("code2wav", "code2wav.decoder.6.conv.weight"),
+    ],
+)
 def test_missing_tensor(copy, exported, component, tensor, capfd):
     keep_tensors(copy, lambda k: k != tensor)
     assert_refused(capfd, copy, exported["float32"], component, tensor, "missing", str(copy))
 
 
-@pytest.mark.parametrize("component, tensor", [
-    ("thinker", "thinker.model.embed_tokens.weight"), ("talker", "talker.model.codec_embedding.weight"),
-    ("talker", "talker.text_projection.linear_fc1.weight"), ("talker", "talker.hidden_projection.linear_fc2.weight")])
+@pytest.mark.parametrize(
+    "component, tensor",
+    [
+        ("thinker", "thinker.model.embed_tokens.weight"),
+        ("talker", "talker.model.codec_embedding.weight"),
+        ("talker", "talker.text_projection.linear_fc1.weight"),
+        ("talker", "talker.hidden_projection.linear_fc2.weight"),
+    ],
+)
 def test_all_zero_tensor(copy, exported, component, tensor, capfd):
     keep_tensors(copy, lambda k: True, {tensor: np.zeros_like(Checkpoint(copy)[tensor])})
     assert_refused(capfd, copy, exported["float32"], component, "all zero", tensor.split(".", 2)[-1].split(".")[-1])
 
 
-@pytest.mark.parametrize("component, tensor", [
-    ("thinker", "thinker.lm_head.weight"), ("thinker", "thinker.model.embed_tokens.weight"),
-    ("talker", "talker.hidden_projection.linear_fc2.weight"), ("talker", "talker.text_projection.linear_fc1.bias"),
-    ("audio", "thinker.audio_tower.conv_out.weight"), ("visual", "thinker.visual.pos_embed.weight"),
-    ("code2wav", "code2wav.code_embedding.weight")])
+@pytest.mark.parametrize(
+    "component, tensor",
+    [
+        ("thinker", "thinker.lm_head.weight"),
+        ("thinker", "thinker.model.embed_tokens.weight"),
+        ("talker", "talker.hidden_projection.linear_fc2.weight"),
+        ("talker", "talker.text_projection.linear_fc1.bias"),
+        ("audio", "thinker.audio_tower.conv_out.weight"),
+        ("visual", "thinker.visual.pos_embed.weight"),
+        ("code2wav", "code2wav.code_embedding.weight"),
+    ],
+)
 def test_tensor_of_another_shape(copy, exported, component, tensor, capfd):
     keep_tensors(copy, lambda k: True, {tensor: Checkpoint(copy)[tensor][1:]})
     assert_refused(capfd, copy, exported["float32"], component, tensor, "shape")
@@ -334,32 +400,73 @@ def test_tensor_of_another_shape(copy, exported, component, tensor, capfd):
 
 def put(path: str, value: Any) -> Callable[[dict], None]:
     """Sets config["a"]["b"] = value for the path a.b."""
+
     def change(config: dict) -> None:
         *sections, key = path.split(".")
         for section in sections:
             config = config[section]
         config[key] = value
+
     change.__name__ = f"{path}={value}"
     return change
 
 
-DECODER = [("hidden_act", "gelu"), ("attention_bias", True), ("mlp_only_layers", [0]), ("sliding_window", 128),
-           ("decoder_sparse_step", 2), ("rope_parameters.rope_type", "yarn"), ("rope_parameters.mrope_section", [1, 1, 1])]
+DECODER = [
+    ("hidden_act", "gelu"),
+    ("attention_bias", True),
+    ("mlp_only_layers", [0]),
+    ("sliding_window", 128),
+    ("decoder_sparse_step", 2),
+    ("rope_parameters.rope_type", "yarn"),
+    ("rope_parameters.mrope_section", [1, 1, 1]),
+]
 UNSUPPORTED = [
     *(("thinker", put(f"thinker_config.text_config.{key}", value)) for key, value in DECODER),
     *(("talker", put(f"talker_config.text_config.{key}", value)) for key, value in DECODER),
     *(("thinker", put("talker_config.accept_hidden_layer", value)) for value in (0, 4, 99)),
-    *(("code_predictor", put(f"talker_config.code_predictor_config.{key}", value)) for key, value in (
-        ("hidden_act", "gelu"), ("attention_bias", True), ("sliding_window", 8), ("rope_parameters.rope_type", "linear"))),
-    *(("visual", put(f"thinker_config.vision_config.{key}", value)) for key, value in (
-        ("hidden_act", "relu"), ("rope_parameters", {"rope_type": "yarn"}), ("num_position_embeddings", 2303),
-        ("hidden_size", 66), ("deepstack_visual_indexes", [9]), ("deepstack_visual_indexes", []), ("patch_size", 14))),
-    *(("audio", put(f"thinker_config.audio_config.{key}", value)) for key, value in (
-        ("activation_function", "relu"), ("scale_embedding", True), ("n_window", 25), ("n_window_infer", 150),
-        ("n_window_infer", 0), ("encoder_attention_heads", 5))),
-    *(("code2wav", put(f"code2wav_config.{key}", value)) for key, value in (
-        ("hidden_act", "gelu"), ("rope_parameters.rope_type", "yarn"), ("sliding_window", 1), ("head_dim", 17),
-        ("num_hidden_layers", 1), ("upsample_rates", [2, 2, 2, 2]))),
+    *(
+        ("code_predictor", put(f"talker_config.code_predictor_config.{key}", value))
+        for key, value in (
+            ("hidden_act", "gelu"),
+            ("attention_bias", True),
+            ("sliding_window", 8),
+            ("rope_parameters.rope_type", "linear"),
+        )
+    ),
+    *(
+        ("visual", put(f"thinker_config.vision_config.{key}", value))
+        for key, value in (
+            ("hidden_act", "relu"),
+            ("rope_parameters", {"rope_type": "yarn"}),
+            ("num_position_embeddings", 2303),
+            ("hidden_size", 66),
+            ("deepstack_visual_indexes", [9]),
+            ("deepstack_visual_indexes", []),
+            ("patch_size", 14),
+        )
+    ),
+    *(
+        ("audio", put(f"thinker_config.audio_config.{key}", value))
+        for key, value in (
+            ("activation_function", "relu"),
+            ("scale_embedding", True),
+            ("n_window", 25),
+            ("n_window_infer", 150),
+            ("n_window_infer", 0),
+            ("encoder_attention_heads", 5),
+        )
+    ),
+    *(
+        ("code2wav", put(f"code2wav_config.{key}", value))
+        for key, value in (
+            ("hidden_act", "gelu"),
+            ("rope_parameters.rope_type", "yarn"),
+            ("sliding_window", 1),
+            ("head_dim", 17),
+            ("num_hidden_layers", 1),
+            ("upsample_rates", [2, 2, 2, 2]),
+        )
+    ),
     ("thinker", put("thinker_config.text_config.num_experts", 7)),
     ("talker", put("talker_config.text_config.num_hidden_layers", 2)),
     ("talker", put("talker_config.text_config.shared_expert_intermediate_size", 0)),
@@ -382,10 +489,16 @@ def test_any_missing_setting_is_a_clear_error(plain, exported, component, tmp_pa
     of the tensor that does not fit or is left over; or nothing changes."""
     config = json.loads((plain / "config.json").read_text())
     checkpoint = shutil.copytree(plain, tmp_path / "checkpoint", copy_function=os.link)
-    section = {"thinker": "text_config", "visual": "vision_config", "audio": "audio_config", "talker": "text_config",
-               "code_predictor": "code_predictor_config"}.get(component)
+    section = {
+        "thinker": "text_config",
+        "visual": "vision_config",
+        "audio": "audio_config",
+        "talker": "text_config",
+        "code_predictor": "code_predictor_config",
+    }.get(component)
     top = {"code2wav": "code2wav_config", "talker": "talker_config", "code_predictor": "talker_config"}.get(
-        component, "thinker_config")
+        component, "thinker_config"
+    )
     paths = [(top,), *((top, key) for key in config[top])]
     paths += [(top, section, key) for key in config[top][section]] if section else []
     folder, refused = FOLDERS[component], 0
@@ -398,8 +511,11 @@ def test_any_missing_setting_is_a_clear_error(plain, exported, component, tmp_pa
         except CheckpointError as e:
             refused += 1
             text = str(e)
-            assert path[-1] in text or path[-2:][0] in text or any(
-                problem in text for problem in ("has shape", "is missing", "does not account for")), path
+            assert (
+                path[-1] in text
+                or path[-2:][0] in text
+                or any(problem in text for problem in ("has shape", "is missing", "does not account for"))
+            ), path
     assert refused > 1
 
 
@@ -432,8 +548,16 @@ def test_no_tokenizer(copy, exported, file, capfd):
     assert_refused(capfd, copy, exported["float32"], "thinker", file)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00[]",
-                                     b"\x0c\x00\x00\x00\x00\x00\x00\x00" + b'{"a": {}   }'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 8,
+        b"\xff" * 64,
+        b"\x02\x00\x00\x00\x00\x00\x00\x00[]",
+        b"\x0c\x00\x00\x00\x00\x00\x00\x00" + b'{"a": {}   }',
+    ],
+)
 def test_file_that_is_no_safetensors(copy, exported, content, capfd):
     write(copy / "model.safetensors", content)
     assert_refused(capfd, copy, exported["float32"], "audio", str(copy / "model.safetensors"))
@@ -442,7 +566,7 @@ def test_file_that_is_no_safetensors(copy, exported, content, capfd):
 @pytest.mark.parametrize("keep", [0.99, 0.3, 0.0001])
 def test_truncated_shard(copy, exported, keep, capfd):
     content = (copy / "model.safetensors").read_bytes()
-    write(copy / "model.safetensors", content[:int(len(content) * keep)])
+    write(copy / "model.safetensors", content[: int(len(content) * keep)])
     assert_refused(capfd, copy, exported["float32"], "audio", str(copy / "model.safetensors"), "download")
 
 
@@ -464,8 +588,9 @@ def test_output_that_cannot_be_written(plain, tmp_path, capfd):
 
 def test_command_line_exit_code(copy, tmp_path):
     keep_tensors(copy, lambda k: k != "code2wav.decoder.0.conv.bias")
-    done = subprocess.run([sys.executable, "-m", "offline.export_onnx", str(copy), str(tmp_path / "out")], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "offline.export_onnx", str(copy), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "code2wav.decoder.0.conv.bias" in done.stderr
     assert (tmp_path / "out/thinker/llm/model.onnx").is_file() and not (tmp_path / "out/multimodal/code2wav").exists()
@@ -475,7 +600,7 @@ def test_command_line_exit_code(copy, tmp_path):
 KILLED = """
 import os, signal, sys
 from offline import export_onnx
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 
 def deadly(call):  # the process dies just before its n-th disk operation
     def wrapper(*args, **kwargs):
@@ -495,8 +620,9 @@ print("operations left:", left)
 
 
 def export_killed_at(operation: int, *arguments: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", KILLED, str(operation), *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, str(operation), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_killed_export_leaves_no_broken_folder(plain, tmp_path):
@@ -517,8 +643,11 @@ def test_killed_export_leaves_no_broken_folder(plain, tmp_path):
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "old-onnx", out)
         assert export_killed_at(operation, plain, out, *options).returncode == -signal.SIGKILL
-        state = "gone" if not (out / folder).exists() else next(
-            (name for name, tree in trees.items() if digest(out / folder) == tree), "broken")
+        state = (
+            "gone"
+            if not (out / folder).exists()
+            else next((name for name, tree in trees.items() if digest(out / folder) == tree), "broken")
+        )
         assert state != "broken", operation
         found.add(state)
     assert {"old", "new"} <= found
@@ -543,11 +672,31 @@ def test_peak_memory_is_that_of_the_largest_tensor(tmp_path):
     """A model of 14 layers needs no more memory than one of 4, though each layer adds 9 MB."""
     vocab, hidden, growth = 32768, 256, {}
     for layers in (4, 14):
-        text = {"vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers, "num_experts": 8,
-                "moe_intermediate_size": 384}
+        text = {
+            "vocab_size": vocab,
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_experts": 8,
+            "moe_intermediate_size": 384,
+        }
         checkpoint = make_checkpoint(tmp_path / f"{layers}", overrides={"thinker_config": {"text_config": text}})
-        done = subprocess.run([sys.executable, "-c", PEAK, str(checkpoint), str(tmp_path / f"onnx{layers}"), "--components",
-                               "thinker", "--dtype", "float32"], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                PEAK,
+                str(checkpoint),
+                str(tmp_path / f"onnx{layers}"),
+                "--components",
+                "thinker",
+                "--dtype",
+                "float32",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         growth[layers] = int(done.stdout.split()[-1])
         assert (tmp_path / f"onnx{layers}/thinker/llm/model.onnx.data").stat().st_size > layers * 9e6 + 4 * vocab * hidden
     largest = 4 * vocab * hidden  # as written, float32: 34 MB; read as bfloat16 beside it

@@ -1,4 +1,5 @@
 """Weights written part by part from several threads, and read back in the dtype that was asked for."""
+
 import os
 import threading
 import time
@@ -10,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from offline.external_data import ExternalData, StoredGraph, in_parallel
-from offline.nvfp4 import encode
+from offline.graphs.external_data import ExternalData, StoredGraph, in_parallel
+from offline.quantization.nvfp4 import encode
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +77,21 @@ def stored(tmp_path: Path) -> tuple[StoredGraph, dict[str, np.ndarray]]:
         lead = [count] if count else []
         stored_codes = data.add(name, np.uint8, [*lead, 6, 16], in_parallel(lambda e, codes=codes: codes[e], count or 1))
         stored_codes.data_type, stored_codes.dims[-1] = TensorProto.FLOAT4E2M1, 32
-        initializers += [stored_codes,
-                         data.add(f"{name}_scale", ml_dtypes.float8_e4m3fn, [*lead, 6, 2], scales),
-                         data.add(f"{name}_scale_2", np.float32, lead, scales_2)]
-        nodes += [helper.make_node("DequantizeLinear", [f"{name}_scale", f"{name}_scale_2"], [f"{name}_s"], axis=0),
-                  helper.make_node("DequantizeLinear", [name, f"{name}_s"], [f"{name}_f"], axis=len(lead) + 1, block_size=16),
-                  helper.make_node("Cast", [f"{name}_f"], [f"{name}_weight"], to=TensorProto.FLOAT16)]
-        values = [np.stack([c & 15, c >> 4], -1).reshape(6, 32).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
-                  * np.repeat(s.astype(np.float32) * s2, 16, axis=-1) for c, s, s2 in zip(codes, scales, scales_2)]
+        initializers += [
+            stored_codes,
+            data.add(f"{name}_scale", ml_dtypes.float8_e4m3fn, [*lead, 6, 2], scales),
+            data.add(f"{name}_scale_2", np.float32, lead, scales_2),
+        ]
+        nodes += [
+            helper.make_node("DequantizeLinear", [f"{name}_scale", f"{name}_scale_2"], [f"{name}_s"], axis=0),
+            helper.make_node("DequantizeLinear", [name, f"{name}_s"], [f"{name}_f"], axis=len(lead) + 1, block_size=16),
+            helper.make_node("Cast", [f"{name}_f"], [f"{name}_weight"], to=TensorProto.FLOAT16),
+        ]
+        values = [
+            np.stack([c & 15, c >> 4], -1).reshape(6, 32).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+            * np.repeat(s.astype(np.float32) * s2, 16, axis=-1)
+            for c, s, s2 in zip(codes, scales, scales_2)
+        ]
         expected[f"{name}_weight"] = np.stack(values) if count else values[0]
     for name, dtype in (("half", np.float16), ("single", np.float32), ("ids", np.int64)):
         value = (rng.standard_normal((4, 3)) * 1e3).astype(dtype)

@@ -1,4 +1,5 @@
 """`python -m offline.infer` and `offline.preprocess_audio` as a user runs them: scenarios A-D, the response file, bad input."""
+
 import json
 import subprocess
 import sys
@@ -67,8 +68,18 @@ class Infer:
         self.runs += 1
         request, response = self.media / f"in{self.runs}.json", self.output / f"run{self.runs}" / "out.json"
         request.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        return cli("offline.infer", "--engineDir", self.engines, "--inputFile", request, "--outputFile", response,
-                   "--threads", "1", *options), response
+        return cli(
+            "offline.infer",
+            "--engineDir",
+            self.engines,
+            "--inputFile",
+            request,
+            "--outputFile",
+            response,
+            "--threads",
+            "1",
+            *options,
+        ), response
 
     def __call__(self, content: Any, *options: str, code: int = 0) -> list[dict[str, Any]]:
         """The responses of a run with speech and codes."""
@@ -93,10 +104,18 @@ SCENARIOS = {
     "B features": user({"type": "audio", "audio": "sound.safetensors"}),
     "C image": user({"type": "image", "image": "picture.png"}, "what is this"),
     "D video": user({"type": "video", "video": "film.mp4"}, "what happens"),
-    "D mixed": [{"role": "system", "content": "you are a robot"},
-                *user("look", {"type": "image", "image": "picture.png"}, {"type": "audio", "audio": "sound.wav"},
-                      {"type": "video", "video": "film.mp4"}, {"type": "audio", "audio": "sound.safetensors"}),
-                {"role": "assistant", "content": "hello"}, *user("and now", {"type": "image", "image": "picture.png"})],
+    "D mixed": [
+        {"role": "system", "content": "you are a robot"},
+        *user(
+            "look",
+            {"type": "image", "image": "picture.png"},
+            {"type": "audio", "audio": "sound.wav"},
+            {"type": "video", "video": "film.mp4"},
+            {"type": "audio", "audio": "sound.safetensors"},
+        ),
+        {"role": "assistant", "content": "hello"},
+        *user("and now", {"type": "image", "image": "picture.png"}),
+    ],
 }
 
 
@@ -110,8 +129,19 @@ def replies(infer: Infer) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_response_fields(replies, scenario):
     r = replies[scenario]
-    assert list(r) == ["request_idx", "output_text", "output_token_ids", "finish_reason", "audio_finish_reason", "audio_file",
-                       "audio_samples", "audio_sample_rate", "audio_duration_ms", "codes_file", "metrics"]
+    assert list(r) == [
+        "request_idx",
+        "output_text",
+        "output_token_ids",
+        "finish_reason",
+        "audio_finish_reason",
+        "audio_file",
+        "audio_samples",
+        "audio_sample_rate",
+        "audio_duration_ms",
+        "codes_file",
+        "metrics",
+    ]
     assert r["request_idx"] == list(SCENARIOS).index(scenario)
     assert isinstance(r["output_text"], str) and r["output_text"]
     assert len(r["output_token_ids"]) == 6 and all(isinstance(t, int) for t in r["output_token_ids"])
@@ -175,10 +205,17 @@ def test_parameters_of_the_file_and_of_a_request(infer):
     """Each entry overrides the file; nothing leaks from one request into the next."""
     sampled = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "talker_temperature": 1.5, "talker_top_k": 0, "seed": 3}
     entries = {
-        "file": {}, "voice": {"speaker": "Chelsie"}, "3 frames": {"max_audio_length": 3}, "2 tokens": {"max_generate_length": 2},
-        "seed 3": sampled, "seed 3 again": sampled, "seed 4": {**sampled, "seed": 4},
-        "top-k 1": {**sampled, "top_k": 1, "talker_top_k": 1}, "long": {"max_audio_length": 40},
-        "long, penalized": {"max_audio_length": 40, "repetition_penalty": 100}, "file again": {},
+        "file": {},
+        "voice": {"speaker": "Chelsie"},
+        "3 frames": {"max_audio_length": 3},
+        "2 tokens": {"max_generate_length": 2},
+        "seed 3": sampled,
+        "seed 3 again": sampled,
+        "seed 4": {**sampled, "seed": 4},
+        "top-k 1": {**sampled, "top_k": 1, "talker_top_k": 1},
+        "long": {"max_audio_length": 40},
+        "long, penalized": {"max_audio_length": 40, "repetition_penalty": 100},
+        "file again": {},
     }
     responses = infer({**SHORT, "speaker": "aiden", "requests": [{"messages": user("hello"), **e} for e in entries.values()]})
     r = dict(zip(entries, responses, strict=True))
@@ -248,8 +285,9 @@ def test_output_that_cannot_be_written(infer, media):
     folder = infer.output / "taken.json"
     folder.mkdir()
     assert "taken.json" in one_line(cli("offline.infer", *base, "--outputFile", folder))
-    assert "picture.png" in one_line(cli("offline.infer", *base, "--outputFile", infer.output / "never.json",
-                                         "--outputAudioDir", media / "picture.png"))
+    assert "picture.png" in one_line(
+        cli("offline.infer", *base, "--outputFile", infer.output / "never.json", "--outputAudioDir", media / "picture.png")
+    )
     assert not (infer.output / "never.json").exists()
 
 
@@ -257,14 +295,38 @@ def test_output_that_cannot_be_written(infer, media):
 GOOD = {"messages": user("hello")}
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"nonsense", b"\xff\xfe\x00\x01", b"[" * 100_000, [], 3, None, "text", {}, {"requests": None}, {"requests": []},
-    {"requests": {}}, {"requests": [None]}, {"requests": ["hello"]}, {"requests": [{}]}, {"requests": [{"message": []}]},
-    {"requests": [GOOD, {"messages": user("x"), "temprature": 0}]}, {"requests": [GOOD], "batch_size": 4},
-    {"requests": [GOOD], "max_generate_length": "many"}, {"requests": [{**GOOD, "temperature": "hot"}]},
-    {"requests": [{**GOOD, "top_p": 3}]}, {"requests": [{**GOOD, "speaker": 5}]}, {"requests": [{**GOOD, "seed": 0.5}]},
-    b'{"requests": [{"messages": [], "temperature": NaN}]}', {"requests": [{**GOOD, "max_audio_length": 0}]},
-], ids=lambda c: str(c)[:60])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"\xff\xfe\x00\x01",
+        b"[" * 100_000,
+        [],
+        3,
+        None,
+        "text",
+        {},
+        {"requests": None},
+        {"requests": []},
+        {"requests": {}},
+        {"requests": [None]},
+        {"requests": ["hello"]},
+        {"requests": [{}]},
+        {"requests": [{"message": []}]},
+        {"requests": [GOOD, {"messages": user("x"), "temprature": 0}]},
+        {"requests": [GOOD], "batch_size": 4},
+        {"requests": [GOOD], "max_generate_length": "many"},
+        {"requests": [{**GOOD, "temperature": "hot"}]},
+        {"requests": [{**GOOD, "top_p": 3}]},
+        {"requests": [{**GOOD, "speaker": 5}]},
+        {"requests": [{**GOOD, "seed": 0.5}]},
+        b'{"requests": [{"messages": [], "temperature": NaN}]}',
+        {"requests": [{**GOOD, "max_audio_length": 0}]},
+    ],
+    ids=lambda c: str(c)[:60],
+)
 def test_malformed_request_file(infer, content):
     done, response = infer.command(content)
     assert f"in{infer.runs}.json" in one_line(done)
@@ -275,8 +337,12 @@ def test_missing_files(infer, media, tmp_path):
     request = media / "good.json"
     request.write_text(json.dumps({"requests": [GOOD]}))
     out = tmp_path / "out.json"
-    for engines, source, named in ((infer.engines, media / "none.json", "none.json"), (infer.engines, media, str(media)),
-                                   (tmp_path / "no engines", request, "no engines"), (media, request, "config.json")):
+    for engines, source, named in (
+        (infer.engines, media / "none.json", "none.json"),
+        (infer.engines, media, str(media)),
+        (tmp_path / "no engines", request, "no engines"),
+        (media, request, "config.json"),
+    ):
         done = cli("offline.infer", "--engineDir", engines, "--inputFile", source, "--outputFile", out)
         assert named in one_line(done) and not out.exists()
 
@@ -317,10 +383,16 @@ def subclasses(cls: type) -> list[type]:
     return [cls] + [c for child in cls.__subclasses__() for c in subclasses(child)]
 
 
-@pytest.mark.parametrize("source, target, named", [
-    ("none.wav", "x.safetensors", "none.wav"), ("picture.png", "x.safetensors", "picture.png"),
-    ("film.mp4", "x.safetensors", "no audio stream"), ("sound.wav", "x.npy", ".safetensors"),
-    ("sound.wav", "picture.png/x.safetensors", "picture.png")])
+@pytest.mark.parametrize(
+    "source, target, named",
+    [
+        ("none.wav", "x.safetensors", "none.wav"),
+        ("picture.png", "x.safetensors", "picture.png"),
+        ("film.mp4", "x.safetensors", "no audio stream"),
+        ("sound.wav", "x.npy", ".safetensors"),
+        ("sound.wav", "picture.png/x.safetensors", "picture.png"),
+    ],
+)
 def test_preprocess_audio_errors(media, tmp_path, source, target, named):
     before = sorted(media.iterdir())
     target = media / target if "/" in target else tmp_path / target

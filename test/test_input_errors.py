@@ -1,4 +1,5 @@
 """Requests that cannot be answered: one typed error each, after which the same pipeline answers as a fresh one does."""
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,12 @@ def small_engines(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPat
     root = tmp_path_factory.mktemp("small")
     export(checkpoints["plain"], root / "onnx", list(COMPONENTS), np.dtype(np.float32))
     decoder = {"max_input_len": MAX_INPUT_LEN, "capacity": CAPACITY}
-    build_onnxruntime(root / "onnx", root / "engines", "float32",
-                      {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": MAX_CODE_LEN}})
+    build_onnxruntime(
+        root / "onnx",
+        root / "engines",
+        "float32",
+        {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": MAX_CODE_LEN}},
+    )
     return root / "engines"
 
 
@@ -54,8 +59,12 @@ def answer(pipeline: Pipeline, messages: list, **options) -> tuple[Finished, np.
 
 
 def same(a: tuple[Finished, np.ndarray], b: tuple[Finished, np.ndarray]) -> bool:
-    return (a[0].token_ids == b[0].token_ids and np.array_equal(a[0].codes, b[0].codes) and np.array_equal(a[1], b[1])
-            and (a[0].reason, a[0].audio_reason) == (b[0].reason, b[0].audio_reason))
+    return (
+        a[0].token_ids == b[0].token_ids
+        and np.array_equal(a[0].codes, b[0].codes)
+        and np.array_equal(a[1], b[1])
+        and (a[0].reason, a[0].audio_reason) == (b[0].reason, b[0].audio_reason)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,43 +106,108 @@ def test_speaker_is_not_needed_without_speech(pipeline):
 NOT_NUMBERS = ["7", None, True, [1], float("nan"), float("inf"), -1]
 
 
-@pytest.mark.parametrize("name, bad", [
-    *((name, value) for name in ("max_generate_length", "top_k", "talker_top_k", "max_audio_length", "first_chunk_frames",
-                                 "chunk_frames") for value in [*NOT_NUMBERS, 2.5]),
-    *((name, value) for name in ("temperature", "top_p", "talker_temperature", "talker_top_p", "repetition_penalty")
-      for value in NOT_NUMBERS),
-    ("top_p", 1.01), ("talker_top_p", 2), ("repetition_penalty", 0), ("repetition_penalty", 1e30), ("temperature", 1e-40),
-    ("talker_temperature", 1e30), ("max_generate_length", 0), ("max_audio_length", 0),
-    ("first_chunk_frames", 0), ("chunk_frames", 0), ("seed", -1), ("seed", 1.5), ("seed", "1"), ("seed", True),
-    ("speaker", 3), ("speaker", ["ethan"])])
+@pytest.mark.parametrize(
+    "name, bad",
+    [
+        *(
+            (name, value)
+            for name in ("max_generate_length", "top_k", "talker_top_k", "max_audio_length", "first_chunk_frames", "chunk_frames")
+            for value in [*NOT_NUMBERS, 2.5]
+        ),
+        *(
+            (name, value)
+            for name in ("temperature", "top_p", "talker_temperature", "talker_top_p", "repetition_penalty")
+            for value in NOT_NUMBERS
+        ),
+        ("top_p", 1.01),
+        ("talker_top_p", 2),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 1e30),
+        ("temperature", 1e-40),
+        ("talker_temperature", 1e30),
+        ("max_generate_length", 0),
+        ("max_audio_length", 0),
+        ("first_chunk_frames", 0),
+        ("chunk_frames", 0),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("seed", "1"),
+        ("seed", True),
+        ("speaker", 3),
+        ("speaker", ["ethan"]),
+    ],
+)
 def test_parameter_out_of_range(name, bad):
     with pytest.raises(InputError, match=name):
         Request(user("hello"), **{name: bad})
 
 
-@pytest.mark.parametrize("options", [
-    {"temperature": 1e-4}, {"temperature": 1e4}, {"talker_temperature": 1e-4, "repetition_penalty": 0.01},
-    {"top_k": 1}, {"top_k": 10**9}, {"top_k": 0, "top_p": 1}, {"top_p": 0},
-    {"seed": 0}, {"seed": 2**200}, {"repetition_penalty": 100.0}, {"talker_top_k": 1}, {"talker_top_p": 0},
-    {"talker_temperature": 1000}, {"max_generate_length": 10**12, "max_audio_length": 10**12}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-4},
+        {"temperature": 1e4},
+        {"talker_temperature": 1e-4, "repetition_penalty": 0.01},
+        {"top_k": 1},
+        {"top_k": 10**9},
+        {"top_k": 0, "top_p": 1},
+        {"top_p": 0},
+        {"seed": 0},
+        {"seed": 2**200},
+        {"repetition_penalty": 100.0},
+        {"talker_top_k": 1},
+        {"talker_top_p": 0},
+        {"talker_temperature": 1000},
+        {"max_generate_length": 10**12, "max_audio_length": 10**12},
+    ],
+)
 def test_extreme_but_allowed_parameters(pipeline, options):
     finished, pcm = answer(pipeline, user("hello"), **{"temperature": 0.7, "talker_temperature": 0.9, **options})
     assert finished.token_ids and np.isfinite(pcm).all()
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("messages", [
-    None, [], {}, "hello", 3, [None], ["hello"], [[]], [{}], [{"role": "user"}], [{"role": "user", "content": None}],
-    [{"role": "user", "content": 7}], [{"role": "user", "content": {"type": "text", "text": "x"}}],
-    [{"role": "robot", "content": "x"}], [{"role": ["user"], "content": "x"}], [{"content": "x"}],
-    user(None), user(7), user(["text"]), user({}), user({"type": "text"}), user({"type": "text", "text": None}),
-    user({"type": "text", "text": 5}), user({"text": "x"}), user({"type": "smell", "smell": "x"}),
-    user({"type": ["text"], "text": "x"}), user({"type": "audio"}), user({"type": "audio", "audio": None}),
-    user({"type": "audio", "audio": 5}), user({"type": "audio", "audio": [0.0, 0.1]}), user({"type": "image", "image": 5}),
-    user({"type": "image", "image": {"url": "x"}}), user({"type": "video", "video": ["a.png"]}),
-    user({"type": "image_url", "image_url": "x"}),
-    user("fine") + [{"role": "assistant", "content": [{"type": "text"}]}],
-], ids=str)
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        {},
+        "hello",
+        3,
+        [None],
+        ["hello"],
+        [[]],
+        [{}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 7}],
+        [{"role": "user", "content": {"type": "text", "text": "x"}}],
+        [{"role": "robot", "content": "x"}],
+        [{"role": ["user"], "content": "x"}],
+        [{"content": "x"}],
+        user(None),
+        user(7),
+        user(["text"]),
+        user({}),
+        user({"type": "text"}),
+        user({"type": "text", "text": None}),
+        user({"type": "text", "text": 5}),
+        user({"text": "x"}),
+        user({"type": "smell", "smell": "x"}),
+        user({"type": ["text"], "text": "x"}),
+        user({"type": "audio"}),
+        user({"type": "audio", "audio": None}),
+        user({"type": "audio", "audio": 5}),
+        user({"type": "audio", "audio": [0.0, 0.1]}),
+        user({"type": "image", "image": 5}),
+        user({"type": "image", "image": {"url": "x"}}),
+        user({"type": "video", "video": ["a.png"]}),
+        user({"type": "image_url", "image_url": "x"}),
+        user("fine") + [{"role": "assistant", "content": [{"type": "text"}]}],
+    ],
+    ids=str,
+)
 def test_malformed_messages(pipeline, messages):
     assert "message" in refusal(pipeline, messages)
 
@@ -167,20 +241,41 @@ def test_role_written_into_the_text(pipeline):
         assert answer(pipeline, messages)[1].size
 
 
-@pytest.mark.parametrize("messages", [
-    user(), user(""), [{"role": "user", "content": ""}], [{"role": "system", "content": "be brief"}],
-    [{"role": "assistant", "content": "hello"}], user("a") + user("b"), user("<|im_start|>"), user("\0")], ids=str)
+@pytest.mark.parametrize(
+    "messages",
+    [
+        user(),
+        user(""),
+        [{"role": "user", "content": ""}],
+        [{"role": "system", "content": "be brief"}],
+        [{"role": "assistant", "content": "hello"}],
+        user("a") + user("b"),
+        user("<|im_start|>"),
+        user("\0"),
+    ],
+    ids=str,
+)
 def test_unusual_messages_are_answered(pipeline, messages):
     finished, pcm = answer(pipeline, messages)
     assert finished.reason == "length" and pcm.size
 
 
 # ---- audio ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("sound, problem", [
-    (np.zeros(0, np.float32), "empty"), (np.zeros(200, np.float32), "too short"), (np.float32(0), "samples"),
-    (np.array([0.1, np.nan] * 400, np.float32), "finite"), (np.array([np.inf] * 800, np.float32), "finite"),
-    (np.zeros((800, 2), np.float32), "samples"), (np.zeros((128, 40), np.float32), "samples"), (np.zeros(800, np.uint8), "uint8"),
-    (np.array(["a"] * 800), "float"), (np.zeros(800, np.complex64), "float")])
+@pytest.mark.parametrize(
+    "sound, problem",
+    [
+        (np.zeros(0, np.float32), "empty"),
+        (np.zeros(200, np.float32), "too short"),
+        (np.float32(0), "samples"),
+        (np.array([0.1, np.nan] * 400, np.float32), "finite"),
+        (np.array([np.inf] * 800, np.float32), "finite"),
+        (np.zeros((800, 2), np.float32), "samples"),
+        (np.zeros((128, 40), np.float32), "samples"),
+        (np.zeros(800, np.uint8), "uint8"),
+        (np.array(["a"] * 800), "float"),
+        (np.zeros(800, np.complex64), "float"),
+    ],
+)
 def test_unusable_samples(pipeline, sound, problem):
     assert problem in refusal(pipeline, user({"type": "audio", "audio": np.asarray(sound)}))
     good = {"type": "audio", "audio": np.sin(np.arange(4000, dtype=np.float32))}
@@ -214,17 +309,28 @@ def test_truncated_image(pipeline, tmp_path, format):
     whole = path.read_bytes()
     assert answer(pipeline, user({"type": "image", "image": path}))[1].size
     for keep in (0.9, 0.5, 0.02):
-        path.write_bytes(whole[:int(len(whole) * keep)])
+        path.write_bytes(whole[: int(len(whole) * keep)])
         if (format, keep) == ("gif", 0.9):  # Pillow fills up what is missing
             continue
         assert str(path) in refusal(pipeline, user({"type": "image", "image": path}))
 
 
-@pytest.mark.parametrize("shape, dtype, problem", [
-    ((0, 0, 3), np.uint8, "empty"), ((0, 64, 3), np.uint8, "empty"), ((64, 0, 3), np.uint8, "empty"),
-    ((64, 64), np.uint8, "RGB"), ((64, 64, 4), np.uint8, "RGB"), ((64, 64, 1), np.uint8, "RGB"),
-    ((64, 64, 3), np.float32, "uint8"), ((), np.uint8, "RGB"), ((3,), np.uint8, "RGB"),
-    ((2, 64, 64, 3), np.uint8, "RGB"), ((1, 500, 3), np.uint8, "narrow")])
+@pytest.mark.parametrize(
+    "shape, dtype, problem",
+    [
+        ((0, 0, 3), np.uint8, "empty"),
+        ((0, 64, 3), np.uint8, "empty"),
+        ((64, 0, 3), np.uint8, "empty"),
+        ((64, 64), np.uint8, "RGB"),
+        ((64, 64, 4), np.uint8, "RGB"),
+        ((64, 64, 1), np.uint8, "RGB"),
+        ((64, 64, 3), np.float32, "uint8"),
+        ((), np.uint8, "RGB"),
+        ((3,), np.uint8, "RGB"),
+        ((2, 64, 64, 3), np.uint8, "RGB"),
+        ((1, 500, 3), np.uint8, "narrow"),
+    ],
+)
 def test_unusable_pixels(pipeline, shape, dtype, problem):
     assert problem in refusal(pipeline, user({"type": "image", "image": np.zeros(shape, dtype)}))
     if shape != (64, 64):  # with a time axis in front, that is

@@ -1,4 +1,5 @@
 """The CPU that stands in for a GPU: right kernels give right numbers, and each kind of wrong kernel is reported by its line."""
+
 import ctypes
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from cpu_kernels import CpuKernels, KernelError
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++") or not shutil.which("addr2line"),
-                                reason="g++ or addr2line is missing: apt install g++ binutils")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("g++") or not shutil.which("addr2line"), reason="g++ or addr2line is missing: apt install g++ binutils"
+)
 RIGHT = r"""
 #include <cuda_fp16.h>
 constexpr unsigned FULL = 0xffffffffu;
@@ -120,8 +122,14 @@ def test_reduction_over_lanes_warps_and_blocks(right: CpuKernels, seed: int | No
     n, blocks = 5000, 17
     x = np.arange(n, dtype=np.float32) % 7  # sums of small integers are exact in any order
     out, arrived, order = np.zeros(blocks + 1, np.float32), np.zeros(1, np.uint32), np.full(blocks, -1, np.int32)
-    right.launch("reduce", (blocks, 1, 1), (96, 1, 1), 0,
-                 [address(x), ctypes.c_int(n), address(out), address(arrived), address(order)], seed)
+    right.launch(
+        "reduce",
+        (blocks, 1, 1),
+        (96, 1, 1),
+        0,
+        [address(x), ctypes.c_int(n), address(out), address(arrived), address(order)],
+        seed,
+    )
     padded = np.zeros(-(-n // (96 * blocks)) * 96 * blocks, np.float32)
     padded[:n] = x
     np.testing.assert_array_equal(out[:-1], padded.reshape(-1, blocks, 96).sum((0, 2)))
@@ -142,8 +150,14 @@ def test_half_conversions_are_numpys(right: CpuKernels):
     # every half, the middle between neighbours, and the floats on both sides of it: ties, overflow, denormals
     finite = np.append(np.unique(reference[np.isfinite(reference)]), np.float32(65536))
     middle = (finite[1:] + finite[:-1]) / 2
-    floats = np.concatenate([reference, *(np.nextafter(middle, np.float32(side)) for side in (-np.inf, np.inf)), middle,
-                             np.float32([1e-45, -1e-45, 1e-30, 3e38, -3e38])])
+    floats = np.concatenate(
+        [
+            reference,
+            *(np.nextafter(middle, np.float32(side)) for side in (-np.inf, np.inf)),
+            middle,
+            np.float32([1e-45, -1e-45, 1e-30, 3e38, -3e38]),
+        ]
+    )
     floats = np.resize(floats, -(-len(floats) // 256) * 256)
     halves = np.empty(len(floats), np.uint16)
     right.launch("to_half", (len(floats) // 256, 1, 1), (256, 1, 1), 0, [address(floats), address(halves)])
@@ -181,8 +195,9 @@ def test_arguments_are_passed_as_to_cuLaunchKernel(right: CpuKernels):
 
     data, out = np.arange(4, dtype=np.float32), np.empty((2, 4), np.float32)
     pair = Pair(address(data), 10, (ctypes.c_float * 3)(0, 0, 0.25))
-    right.launch("by_value", (1, 1, 1), (4, 2, 1), 0,
-                 [pair, ctypes.c_byte(-2), ctypes.c_double(0.5), ctypes.c_void_p(), address(out)])
+    right.launch(
+        "by_value", (1, 1, 1), (4, 2, 1), 0, [pair, ctypes.c_byte(-2), ctypes.c_double(0.5), ctypes.c_void_p(), address(out)]
+    )
     np.testing.assert_array_equal(out, np.tile(data * 10 - 0.25, (2, 1)))
 
 
@@ -225,8 +240,10 @@ WRONG = {  # name -> body, what the report says; the wrong line is marked
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
-    kernels = [f'extern "C" __global__ void {name}(float* out, int n) {{\n const int i = threadIdx.x;\n {body}\n}}\n'
-               for name, (body, _) in WRONG.items()]
+    kernels = [
+        f'extern "C" __global__ void {name}(float* out, int n) {{\n const int i = threadIdx.x;\n {body}\n}}\n'
+        for name, (body, _) in WRONG.items()
+    ]
     good = 'extern "C" __global__ void good(float* out, int n) { __syncthreads(); out[threadIdx.x] = n; }\n'
     return compiled(tmp_path_factory, "struct Words { float x, y, z; };\n" + "".join(kernels) + good)
 

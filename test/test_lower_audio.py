@@ -1,4 +1,5 @@
 """The audio encoder of `--device cuda`: no convolution is left, and the embeddings are the same. Its graph runs on a CPU, too."""
+
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from test_encoders import AUDIO, TOLERANCE, export_audio, mel_noise
 
 from offline.build_engines import build_onnxruntime_cuda
 from omni_ros.engines.engine import read_config
-from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine
+from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.pipeline.audio_encoder import AudioEncoder
 
 CONFIGS = [*AUDIO, {**AUDIO[1], "num_mel_bins": 100, "downsample_hidden_size": 5, "n_window_infer": 200}]  # 25 and 13 bins
@@ -41,11 +42,31 @@ def graphs(encoder: AudioEncoder) -> list[onnx.GraphProto]:
     return [onnx.load(folder / "model.onnx", load_external_data=False).graph for folder in folders(encoder)]
 
 
-@pytest.mark.parametrize("lengths", [
-    [1], [2], [3], [7], [60], [97], [98], [99], [100],  # one piece, every remainder of eight and of two
-    [101], [230], [799], [800], [1730], [3000],  # several pieces, several windows, several runs
-    [30, 60], [1, 99], [100, 900, 33], [800, 800, 1601],
-], ids=str)
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [2],
+        [3],
+        [7],
+        [60],
+        [97],
+        [98],
+        [99],
+        [100],  # one piece, every remainder of eight and of two
+        [101],
+        [230],
+        [799],
+        [800],
+        [1730],
+        [3000],  # several pieces, several windows, several runs
+        [30, 60],
+        [1, 99],
+        [100, 900, 33],
+        [800, 800, 1601],
+    ],
+    ids=str,
+)
 def test_embeddings_are_those_of_the_cpu_engine(encoders, lengths):
     on_cpu, encoder = encoders
     mels = mel_noise(encoder.mel_bins, lengths)

@@ -1,4 +1,5 @@
 """Code2Wav of `--device cuda`: no convolution is left, and the waveform is the same. Its graph runs on a CPU, too."""
+
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_code2wav import test_reset_forgets_the_last_waveform as test_reset_for
 
 from offline.build_engines import build_onnxruntime_cuda
 from omni_ros.engines.engine import read_config
-from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine
+from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.pipeline.code2wav import Code2Wav
 
 

@@ -1,4 +1,5 @@
 """`--device cuda`: what can be said about these engines without a GPU."""
+
 import json
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from conftest import run
 from nvfp4_reference import split
 
 from offline import build_engines
-from offline.checkpoint import Checkpoint, write_safetensors
-from offline.external_data import StoredGraph
-from offline.lower_onnxruntime_cuda import lower_encoder
+from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
+from offline.cuda.lower_encoder import lower_encoder
+from offline.graphs.external_data import StoredGraph
 from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.engines.engine import open_engine
@@ -36,7 +37,7 @@ def test_weights_are_the_exported_bytes(built, name, folder):
     assert table.keys() == {t for t in exported.tensors if not t.startswith("const_")}
     for tensor, entry in table.items():
         raw = exported.raw(tensor)
-        assert data[entry["offset"]:entry["offset"] + raw.nbytes] == raw.tobytes(), tensor
+        assert data[entry["offset"] : entry["offset"] + raw.nbytes] == raw.tobytes(), tensor
         assert entry["offset"] % 16 == 0, tensor  # kernels read 16 bytes at a time
 
 
@@ -79,11 +80,15 @@ def test_a_float32_export_is_refused(engine_dirs, tmp_path, capfd):
     assert "--dtype float16" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("text_config, message", [
-    ({"head_dim": 48}, "multiple of 32"),
-    ({"num_experts": 300}, "experts 300; GPU kernels take at most 256"),
-    ({"num_attention_heads": 6}, "3 query heads share a key head of 32 channels"),
-], ids=["head", "experts", "group"])
+@pytest.mark.parametrize(
+    "text_config, message",
+    [
+        ({"head_dim": 48}, "multiple of 32"),
+        ({"num_experts": 300}, "experts 300; GPU kernels take at most 256"),
+        ({"num_attention_heads": 6}, "3 query heads share a key head of 32 channels"),
+    ],
+    ids=["head", "experts", "group"],
+)
 def test_a_model_that_the_kernels_cannot_take_is_refused(tmp_path, capfd, text_config, message):
     make_checkpoint(tmp_path / "checkpoint", overrides={"thinker_config": {"text_config": text_config}})
     run("offline.export_onnx", tmp_path / "checkpoint", tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
@@ -106,8 +111,9 @@ def test_matrices_of_two_kinds_in_one_product_are_refused(checkpoints, tmp_path,
     thinker, key = split(root, tmp_path)["thinker"], "thinker.model.layers.1.self_attn.k_proj"
     tensors = {n: thinker.read(n) for n in thinker.tensors if not n.startswith(key)}
     tensors[f"{key}.weight"] = root.read(f"{key}.weight")
-    write_safetensors(thinker.directory / "model.safetensors",
-                      {k.removeprefix("thinker."): (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+    write_safetensors(
+        thinker.directory / "model.safetensors", {k.removeprefix("thinker."): (v.dtype, v.shape, [v]) for k, v in tensors.items()}
+    )
     run("offline.export_onnx", thinker.directory, tmp_path / "onnx", "--components", "thinker", "--dtype", "float16")
     assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--device", "cuda"]) == 1
     error = capfd.readouterr().err

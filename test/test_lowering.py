@@ -1,4 +1,5 @@
 """What `offline.build_engines` makes of a graph for ONNX Runtime: which operators, which state, and int4 weights."""
+
 import json
 import shutil
 from collections import Counter
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.gpu_turns import never_end
 from offline import build_engines
 from offline.export_onnx import COMPONENTS, export
-from offline.lower_onnxruntime import INT4_BLOCK, quantize_int4
+from offline.onnxruntime.lower import INT4_BLOCK, quantize_int4
 from omni_ros.engines.engine import Engine, open_engine
 from omni_ros.pipeline.pipeline import ENGINES, Pipeline
 from omni_ros.pipeline.request import Request
@@ -130,9 +131,12 @@ def dequantize(packed: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def run_node(node: onnx.NodeProto, inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> np.ndarray:
     """`node`, whose output is y, in ONNX Runtime."""
     g = helper.make_graph(
-        [node], "one_node", [helper.make_tensor_value_info(k, TensorProto.FLOAT, v.shape) for k, v in inputs.items()],
+        [node],
+        "one_node",
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v.shape) for k, v in inputs.items()],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(v, k) for k, v in weights.items()])
+        [numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(g, opset_imports=opsets, ir_version=11)
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)[0]
@@ -159,8 +163,17 @@ def test_matmul_nbits_multiplies_by_the_quantised_weight(accuracy_level, toleran
     rng = np.random.default_rng(1)
     x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 128), (96, 128)))
     packed, scale = quantize_int4(weight)
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=MICROSOFT, K=128, N=96, bits=4,
-                            block_size=INT4_BLOCK, accuracy_level=accuracy_level)
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "w", "s"],
+        ["y"],
+        domain=MICROSOFT,
+        K=128,
+        N=96,
+        bits=4,
+        block_size=INT4_BLOCK,
+        accuracy_level=accuracy_level,
+    )
     found = run_node(node, {"x": x}, {"w": packed.reshape(96, 128 // INT4_BLOCK, INT4_BLOCK // 2), "s": scale.reshape(-1)})
     assert relative(found, x @ dequantize(packed, scale).T) < tolerance
 
@@ -174,9 +187,21 @@ def test_qmoe_multiplies_by_the_quantised_experts(accuracy_level, tolerance):
     down = rng.standard_normal((experts, hidden, inner)).astype(np.float32) / inner**0.5
     gate_up = np.stack([gate, up], axis=2).reshape(experts, 2 * inner, hidden)  # rows alternate
     (packed1, scale1), (packed2, scale2) = quantize_int4(gate_up), quantize_int4(down)
-    node = helper.make_node("QMoE", ["x", "r", "w1", "s1", "", "w2", "s2"], ["y"], domain=MICROSOFT, k=k,
-                            normalize_routing_weights=1, activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0,
-                            activation_beta=0.0, expert_weight_bits=4, block_size=INT4_BLOCK, accuracy_level=accuracy_level)
+    node = helper.make_node(
+        "QMoE",
+        ["x", "r", "w1", "s1", "", "w2", "s2"],
+        ["y"],
+        domain=MICROSOFT,
+        k=k,
+        normalize_routing_weights=1,
+        activation_type="swiglu",
+        swiglu_fusion=1,
+        activation_alpha=1.0,
+        activation_beta=0.0,
+        expert_weight_bits=4,
+        block_size=INT4_BLOCK,
+        accuracy_level=accuracy_level,
+    )
     found = run_node(node, {"x": x, "r": router}, {"w1": packed1, "s1": scale1, "w2": packed2, "s2": scale2})
 
     gate_up, down = dequantize(packed1, scale1), dequantize(packed2, scale2)
@@ -229,10 +254,21 @@ def test_int4_engine_is_close_to_float32(full, int4):
 
 def test_int4_pipeline_answers(int4):
     pipeline = Pipeline.open(int4, threads=1)
-    request = Request([{"role": "user", "content": [
-        {"type": "image", "image": np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)},
-        {"type": "audio", "audio": np.sin(np.arange(8000, dtype=np.float32))}]}], 8, max_audio_length=6, temperature=0,
-        talker_temperature=0)
+    request = Request(
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)},
+                    {"type": "audio", "audio": np.sin(np.arange(8000, dtype=np.float32))},
+                ],
+            }
+        ],
+        8,
+        max_audio_length=6,
+        temperature=0,
+        talker_temperature=0,
+    )
     first, again = (list(pipeline.generate(request))[-1] for _ in range(2))
     pipeline.close()
     assert len(first.token_ids) == 8 and first.codes.shape == (16, 6) and first.token_ids == again.token_ids
@@ -269,7 +305,7 @@ def refused(capfd: pytest.CaptureFixture, tree: Path, engines: Path) -> str:
     assert out == "" and "Traceback" not in err
     assert [p.name for p in engines.rglob("*") if p.is_file()] == ["config.json"] and not list(engines.glob(".*"))
     assert (engines / "talker" / "config.json").read_text() == "earlier"
-    line = err[err.index("error: "):]
+    line = err[err.index("error: ") :]
     assert line.count("\n") == 1 and "export" in line
     return line
 
@@ -304,8 +340,17 @@ def test_nothing_to_build(tmp_path, capfd):
     assert "offline.export_onnx" in refused(capfd, tmp_path, tmp_path / "engines")
 
 
-@pytest.mark.parametrize("options", [["--maxInputLen", "0"], ["--maxInputLen", "3000"], ["--maxCodeLen", "0"],
-                                     ["--maxBatchSize", "2"], ["--backend", "none"], ["--weights", "int2"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--maxInputLen", "0"],
+        ["--maxInputLen", "3000"],
+        ["--maxCodeLen", "0"],
+        ["--maxBatchSize", "2"],
+        ["--backend", "none"],
+        ["--weights", "int2"],
+    ],
+)
 def test_wrong_build_options(exported, tmp_path, options, capsys):
     with pytest.raises(SystemExit) as caught:
         build_engines.main([str(exported), str(tmp_path / "engines"), *options])
@@ -323,4 +368,5 @@ def test_limits_and_provenance_are_recorded(exported, tmp_path):
         source = exported / build_engines.ENGINES[name]
         assert config["provenance"]["onnx_sha256"] == json.loads((source / "config.json").read_text())["graph_sha256"]
         assert config["provenance"]["checkpoint"] == "plain" and config["files"].keys() == {
-            p.name for p in (engines / name).iterdir()} - {"config.json"}
+            p.name for p in (engines / name).iterdir()
+        } - {"config.json"}

@@ -1,4 +1,5 @@
 """Random checkpoints: transformers loads them whole, every weight matters, the same seed gives the same bytes."""
+
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.make_checkpoint import main, make_checkpoint
 from omni_ros.errors import CheckpointError
 
@@ -30,7 +31,8 @@ def digest(directory) -> dict[str, bytes]:
 
 def test_transformers_finds_every_tensor_and_no_other(checkpoints, name):
     model, info = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-        checkpoints[name], dtype=torch.float32, output_loading_info=True)
+        checkpoints[name], dtype=torch.float32, output_loading_info=True
+    )
     assert not any(info.values()), info
     stored = sum(int(np.prod(t.shape)) for t in Checkpoint(checkpoints[name]).tensors.values())
     assert stored == sum(p.numel() for p in model.parameters())
@@ -50,13 +52,20 @@ def test_config_agrees_with_the_tokenizer(checkpoints, name):
     reference = oracle.load(checkpoints[name])
     config, tokenizer = reference.model.config, reference.processor.tokenizer
     expected = {
-        config.im_start_token_id: "<|im_start|>", config.im_end_token_id: "<|im_end|>",
-        config.tts_pad_token_id: "<tts_pad>", config.tts_bos_token_id: "<tts_text_bos>",
-        config.tts_eos_token_id: "<tts_text_eod>", config.thinker_config.audio_token_id: "<|audio_pad|>",
-        config.thinker_config.image_token_id: "<|image_pad|>", config.thinker_config.video_token_id: "<|video_pad|>",
+        config.im_start_token_id: "<|im_start|>",
+        config.im_end_token_id: "<|im_end|>",
+        config.tts_pad_token_id: "<tts_pad>",
+        config.tts_bos_token_id: "<tts_text_bos>",
+        config.tts_eos_token_id: "<tts_text_eod>",
+        config.thinker_config.audio_token_id: "<|audio_pad|>",
+        config.thinker_config.image_token_id: "<|image_pad|>",
+        config.thinker_config.video_token_id: "<|video_pad|>",
         config.talker_config.vision_start_token_id: "<|vision_start|>",
         config.talker_config.audio_start_token_id: "<|audio_start|>",
-        config.system_token_id: "system", config.user_token_id: "user", config.assistant_token_id: "assistant"}
+        config.system_token_id: "system",
+        config.user_token_id: "user",
+        config.assistant_token_id: "assistant",
+    }
     assert [tokenizer.convert_ids_to_tokens(i) for i in expected] == list(expected.values())
     assert tokenizer.encode("<|im_start|>assistant\n")[:2] == [config.im_start_token_id, config.assistant_token_id]
     assert len(tokenizer.encode("<|im_start|>assistant\n")) == 3
@@ -92,8 +101,10 @@ def test_greedy_replies_vary_and_depend_on_the_input(checkpoints, name):
     waveform = np.concatenate([r.waveform for r in replies])
     assert 0.05 < waveform.std() < 0.3
     assert np.abs(waveform).max() < 1
-    voices = {reference.generate(messages(IMAGE, TEXT), max_audio_length=20, speaker=s).codes.tobytes()
-              for s in ("chelsie", "ethan", "aiden")}
+    voices = {
+        reference.generate(messages(IMAGE, TEXT), max_audio_length=20, speaker=s).codes.tobytes()
+        for s in ("chelsie", "ethan", "aiden")
+    }
     assert len(voices) == 3
 
 

@@ -28,9 +28,7 @@ def image(pixels: np.ndarray, encoding: str, padding: int = 0, bigendian: bool =
     data = array.array("B")
     data.frombytes(rows.tobytes())
     height, width = pixels.shape[:2]
-    return Image(
-        height=height, width=width, encoding=encoding, step=rows.shape[1], data=data, is_bigendian=int(bigendian)
-    )
+    return Image(height=height, width=width, encoding=encoding, step=rows.shape[1], data=data, is_bigendian=int(bigendian))
 
 
 @pytest.mark.parametrize("padding", [0, 7])

@@ -1,9 +1,10 @@
-"""offline.nvfp4 against the number formats of ml_dtypes; test_quantize.py compares with ModelOpt."""
+"""offline.quantization.nvfp4 against the number formats of ml_dtypes; test_quantize.py compares with ModelOpt."""
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from offline.nvfp4 import BLOCK, decode, encode
+from offline.quantization.nvfp4 import BLOCK, decode, encode
 
 
 def reference(packed: np.ndarray, scale: np.ndarray, scale_2: np.float32) -> np.ndarray:

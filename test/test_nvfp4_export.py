@@ -1,4 +1,5 @@
 """A quantised checkpoint through export and build on a CPU: the exported codes, and nothing else, decide the result."""
+
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from conftest import run
 from nvfp4_reference import decoded, exported_linears, packed, split
 
-from offline.checkpoint import Checkpoint
-from offline.external_data import StoredGraph
+from offline.checkpoints.checkpoint import Checkpoint
+from offline.graphs.external_data import StoredGraph
 from omni_ros.engines.engine import open_engine
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Finished, Request
@@ -39,8 +40,17 @@ def built(root, parts, activations, tmp_path_factory) -> Path:
     """Exported in three runs, as the README says, then built for a CPU; returns the folder that holds onnx/ and engines/."""
     out = tmp_path_factory.mktemp(f"activations-{activations}")
     for name, part in parts.items():
-        run("offline.export_onnx", part.directory, out / "onnx", "--components", name, "--dtype", "float32",
-            "--activations", activations)
+        run(
+            "offline.export_onnx",
+            part.directory,
+            out / "onnx",
+            "--components",
+            name,
+            "--dtype",
+            "float32",
+            "--activations",
+            activations,
+        )
     run("offline.export_onnx", root.directory, out / "onnx", "--skip-llm", "--dtype", "float32")
     run("offline.build_engines", out / "onnx", out / "engines")
     return out
@@ -82,14 +92,18 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
     rows = torch.randn(1, 14, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), exported_linears(model, parts, activations == "nvfp4"):
         embeds = model.thinker.get_input_embeddings()(ids)
-        expected = {"thinker": model.thinker.lm_head(model.thinker.model.language_model(input_ids=ids).last_hidden_state),
-                    "talker": model.talker.codec_head(model.talker.model(inputs_embeds=rows).last_hidden_state)}
+        expected = {
+            "thinker": model.thinker.lm_head(model.thinker.model.language_model(input_ids=ids).last_hidden_state),
+            "talker": model.talker.codec_head(model.talker.model(inputs_embeds=rows).last_hidden_state),
+        }
     for name, inputs in (("thinker", embeds), ("talker", rows)):
         engine = engines[name]
         engine.reset()
         for start, end in ((0, 6), *((i, i + 1) for i in range(6, 14))):
-            feed = {"inputs_embeds": inputs[0, start:end].numpy(),
-                    "position_ids": np.tile(np.arange(start, end, dtype=np.float32), (3, 1))}
+            feed = {
+                "inputs_embeds": inputs[0, start:end].numpy(),
+                "position_ids": np.tile(np.arange(start, end, dtype=np.float32), (3, 1)),
+            }
             if name == "thinker":
                 feed["deepstack"] = np.zeros((2, end - start, 64), np.float32)
             found = engine.run(feed)["logits"][0]
@@ -102,13 +116,15 @@ def test_weight_only_turn_equals_transformers(built, root, parts, tmp_path):
     transformers = oracle.Oracle(decoded(root, parts, tmp_path / "decoded"))
     expected = transformers.generate(HELLO, max_generate_length=10, max_audio_length=16)
     pipeline = Pipeline.open(built / "engines", threads=1)
-    *_, finished = pipeline.generate(Request(HELLO, max_generate_length=10, max_audio_length=16, temperature=0,
-                                             talker_temperature=0))
+    *_, finished = pipeline.generate(
+        Request(HELLO, max_generate_length=10, max_audio_length=16, temperature=0, talker_temperature=0)
+    )
     assert isinstance(finished, Finished) and finished.token_ids == expected.token_ids
     np.testing.assert_array_equal(finished.codes, expected.codes)
 
 
 def test_activations_need_a_quantised_checkpoint(root, tmp_path, capfd):
     from offline import export_onnx
+
     assert export_onnx.main([str(root.directory), str(tmp_path / "out"), "--activations", "nvfp4"]) == 1
     assert "no NVFP4 layers" in capfd.readouterr().err

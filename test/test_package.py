@@ -1,4 +1,5 @@
 """What colcon, pip and rosdep rely on, and the directions of imports that keep the robot free of torch."""
+
 import ast
 import importlib
 import os
@@ -92,8 +93,12 @@ def test_installed_files_exist(arguments):
     assert installed["share/omni_ros"] == ["package.xml"]
     assert "launch/omni.launch.py" in installed["share/omni_ros/launch"]
     assert "config/omni.yaml" in installed["share/omni_ros/config"]
-    packages = {p.relative_to(ROOT).as_posix().replace("/", ".") for name in ("omni_ros", "offline")
-                for p in [ROOT / name, *(ROOT / name).rglob("*")] if (p / "__init__.py").is_file()}
+    packages = {
+        p.relative_to(ROOT).as_posix().replace("/", ".")
+        for name in ("omni_ros", "offline")
+        for p in [ROOT / name, *(ROOT / name).rglob("*")]
+        if (p / "__init__.py").is_file()
+    }
     assert set(arguments["packages"]) == packages
 
 
@@ -122,13 +127,16 @@ def test_imports_are_declared_and_point_one_way(path, arguments, manifest):
             assert rest[0] in MAY_IMPORT[room] | {room}, f"{relative} imports {module} against the arrows"
 
 
-@pytest.mark.parametrize("module,unwanted", [
-    ("omni_ros.pipeline.pipeline", {"torch", "transformers", "onnx", "rclpy", "offline", "matplotlib"}),
-    ("omni_ros.nodes.omni_node", {"torch", "transformers", "onnx", "offline", "matplotlib"}),
-    ("offline.infer", {"torch", "transformers", "rclpy"}),
-    ("offline.export_onnx", {"torch", "transformers", "rclpy"}),
-    ("offline.build_engines", {"torch", "transformers", "rclpy"}),
-])
+@pytest.mark.parametrize(
+    "module,unwanted",
+    [
+        ("omni_ros.pipeline.pipeline", {"torch", "transformers", "onnx", "rclpy", "offline", "matplotlib"}),
+        ("omni_ros.nodes.omni_node", {"torch", "transformers", "onnx", "offline", "matplotlib"}),
+        ("offline.infer", {"torch", "transformers", "rclpy"}),
+        ("offline.export_onnx", {"torch", "transformers", "rclpy"}),
+        ("offline.build_engines", {"torch", "transformers", "rclpy"}),
+    ],
+)
 def test_importing_stays_light(module, unwanted):
     code = f"import sys, {module}; print(*sorted({unwanted!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,5 @@
 """Audio preprocessing against transformers' WhisperFeatureExtractor, and decoding through real files."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_log_mel_equals_transformers(kind, n):
     pcm = signal(kind, n)
     mel = log_mel(pcm)
     assert mel.dtype == np.float32 and mel.shape == (128, n // 160)
-    reference = EXTRACTOR._np_extract_fbank_features(pcm[None], "cpu")[0][:, :n // 160]
+    reference = EXTRACTOR._np_extract_fbank_features(pcm[None], "cpu")[0][:, : n // 160]
     np.testing.assert_allclose(mel, reference, atol=1e-6, rtol=0)
     np.testing.assert_allclose(mel, expected([pcm])[0], atol=1e-4, rtol=0)
 
@@ -67,11 +68,17 @@ def test_no_clips():
     assert log_mels([]) == []
 
 
-@pytest.mark.parametrize("pcm,message", [
-    (np.zeros(0, np.float32), "empty"), (np.zeros(200, np.float32), "too short"),
-    (np.full(400, np.nan, np.float32), "not finite"), (np.full(400, np.inf), "not finite"),
-    (np.zeros((400, 2), np.float32), "mono"), (np.zeros(400, np.int32), "int16 or float"),
-])
+@pytest.mark.parametrize(
+    "pcm,message",
+    [
+        (np.zeros(0, np.float32), "empty"),
+        (np.zeros(200, np.float32), "too short"),
+        (np.full(400, np.nan, np.float32), "not finite"),
+        (np.full(400, np.inf), "not finite"),
+        (np.zeros((400, 2), np.float32), "mono"),
+        (np.zeros(400, np.int32), "int16 or float"),
+    ],
+)
 def test_unusable_samples(pcm, message):
     with pytest.raises(InputError, match=message):
         log_mel(pcm)
@@ -83,7 +90,7 @@ def test_resample_keeps_the_tone(rate, to_rate):
     got = resample((before * 32768).astype(np.int16), rate, to_rate)
     assert got.dtype == np.float32 and abs(len(got) - to_rate) <= 1
     middle = slice(to_rate // 10, -to_rate // 10)
-    np.testing.assert_allclose(got[:to_rate][middle], after[:len(got)][middle], atol=2e-3)
+    np.testing.assert_allclose(got[:to_rate][middle], after[: len(got)][middle], atol=2e-3)
 
 
 def test_resample_at_the_same_rate_only_scales():
@@ -110,16 +117,24 @@ def write(path: Path, codec: str, rate: int, layout: str = "stereo", seconds: fl
         container.mux(stream.encode(None))
 
 
-@pytest.mark.parametrize("name,codec,rate", [
-    ("a.wav", "pcm_s16le", 44100), ("b.flac", "flac", 48000), ("c.mp3", "libmp3lame", 44100), ("d.ogg", "libopus", 48000),
-    ("e.m4a", "aac", 44100), ("f.wav", "pcm_f32le", 8000), ("g.wav", "pcm_u8", 16000),
-])
+@pytest.mark.parametrize(
+    "name,codec,rate",
+    [
+        ("a.wav", "pcm_s16le", 44100),
+        ("b.flac", "flac", 48000),
+        ("c.mp3", "libmp3lame", 44100),
+        ("d.ogg", "libopus", 48000),
+        ("e.m4a", "aac", 44100),
+        ("f.wav", "pcm_f32le", 8000),
+        ("g.wav", "pcm_u8", 16000),
+    ],
+)
 @pytest.mark.parametrize("layout", ["mono", "stereo"])
 def test_every_format_decodes_to_the_same_tone(tmp_path, name, codec, rate, layout):
     write(tmp_path / name, codec, rate, layout)
     pcm = load_audio(tmp_path / name)
     assert pcm.dtype == np.float32 and abs(len(pcm) - 1.5 * SECOND) < 0.05 * SECOND
-    middle = pcm[SECOND // 4:SECOND + SECOND // 4]
+    middle = pcm[SECOND // 4 : SECOND + SECOND // 4]
     spectrum = np.abs(np.fft.rfft(middle))
     assert spectrum.argmax() == 440  # one second: bins are hertz
     assert 2 * spectrum[440] / len(middle) == pytest.approx(0.5, rel=0.1)
@@ -141,8 +156,7 @@ def test_command_writes_what_requests_load(tmp_path):
     write(tmp_path / "speech.mp3", "libmp3lame", 44100)
     target = tmp_path / "new folder" / "speech.safetensors"
     command = [sys.executable, "-m", "offline.preprocess_audio", "--input", tmp_path / "speech.mp3", "--output", target]
-    done = subprocess.run(command, check=False, capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     pcm = load_audio(tmp_path / "speech.mp3")
     np.testing.assert_array_equal(load_features(target), log_mel(pcm))
@@ -152,10 +166,14 @@ def test_command_writes_what_requests_load(tmp_path):
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
 
-@pytest.mark.parametrize("source,target,message", [
-    ("missing.wav", "out.safetensors", "missing.wav"), ("good.wav", "out.bin", ".safetensors"),
-    ("short.wav", "out.safetensors", "short.wav: audio of 160 samples is too short"),
-])
+@pytest.mark.parametrize(
+    "source,target,message",
+    [
+        ("missing.wav", "out.safetensors", "missing.wav"),
+        ("good.wav", "out.bin", ".safetensors"),
+        ("short.wav", "out.safetensors", "short.wav: audio of 160 samples is too short"),
+    ],
+)
 def test_command_fails_with_one_sentence(tmp_path, capsys, source, target, message):
     write(tmp_path / "good.wav", "pcm_s16le", 16000)
     write(tmp_path / "short.wav", "pcm_s16le", 16000, seconds=0.01)

@@ -1,4 +1,5 @@
 """Video preprocessing against transformers' Qwen2VLVideoProcessor, sized as Qwen3OmniMoeProcessor asks for."""
+
 from types import SimpleNamespace
 
 import av
@@ -14,10 +15,19 @@ from omni_ros.preprocess.video import load_video, sample_indices, video_patches
 
 SIZE = Qwen3OmniMoeProcessor.videos_kwargs["size"]
 ORACLE = Qwen2VLVideoProcessor(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3, size=SIZE)
-CONFIG = VisionConfig(patch_size=16, temporal_patch_size=2, merge_size=2, image_mean=(0.5, 0.5, 0.5),
-                      image_std=(0.5, 0.5, 0.5), image_min_pixels=3136, image_max_pixels=12845056,
-                      video_min_pixels=SIZE["shortest_edge"], video_max_pixels=SIZE["longest_edge"],
-                      min_frames=4, max_frames=768)
+CONFIG = VisionConfig(
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    image_min_pixels=3136,
+    image_max_pixels=12845056,
+    video_min_pixels=SIZE["shortest_edge"],
+    video_max_pixels=SIZE["longest_edge"],
+    min_frames=4,
+    max_frames=768,
+)
 LEVEL = 2 / 255  # one step of uint8 after normalisation to -1..1
 
 
@@ -85,6 +95,7 @@ def test_decoded_file_equals_transformers(tmp_path, name, codec):
     def sample(metadata, **_):
         metadata.total_num_frames = 25  # which Matroska does not say
         return ORACLE.sample_frames(metadata, fps=2.0).numpy()
+
     want, _ = transformers_load_video(str(path), backend="pyav", sample_indices_fn=sample)
     got = load_video(path, 2.0, CONFIG)
     assert len(got) == 4
@@ -108,10 +119,15 @@ def test_unusable_files_are_named(tmp_path):
             load_video(tmp_path / name, 2.0, CONFIG)
 
 
-@pytest.mark.parametrize("frames,fps,message", [
-    (np.zeros((4, 4, 3), np.uint8), 2.0, "must be"), (np.zeros((0, 64, 64, 3), np.uint8), 2.0, "empty"),
-    (np.zeros((2, 64, 64, 3), np.float32), 2.0, "uint8"), (np.zeros((2, 64, 64, 3), np.uint8), 0.0, "fps"),
-])
+@pytest.mark.parametrize(
+    "frames,fps,message",
+    [
+        (np.zeros((4, 4, 3), np.uint8), 2.0, "must be"),
+        (np.zeros((0, 64, 64, 3), np.uint8), 2.0, "empty"),
+        (np.zeros((2, 64, 64, 3), np.float32), 2.0, "uint8"),
+        (np.zeros((2, 64, 64, 3), np.uint8), 0.0, "fps"),
+    ],
+)
 def test_unusable_arrays(frames, fps, message):
     with pytest.raises(InputError, match=message):
         video_patches(frames, fps, CONFIG)

@@ -1,4 +1,5 @@
 """offline.quantize: what ModelOpt writes for tiny checkpoints, read back by us and by ModelOpt, and what is refused."""
+
 import json
 import os
 import re
@@ -18,9 +19,9 @@ from transformers import AutoTokenizer
 from transformers.models.qwen3_omni_moe import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTextConfig
 
 from offline import quantize
-from offline.calibration import Prompts, Sample, chained_forward, find_samples
-from offline.checkpoint import Checkpoint
-from offline.nvfp4 import BLOCK, decode, encode
+from offline.checkpoints.checkpoint import Checkpoint
+from offline.quantization.calibration import Prompts, Sample, chained_forward, find_samples
+from offline.quantization.nvfp4 import BLOCK, decode, encode
 from omni_ros.errors import CheckpointError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
@@ -31,12 +32,17 @@ from modelopt.torch.quantization import tensor_quant  # noqa: E402
 from modelopt.torch.quantization.nn.modules import tensor_quantizer  # noqa: E402
 from modelopt.torch.quantization.qtensor import NVFP4QTensor  # noqa: E402
 
-from offline import modelopt_nvfp4  # noqa: E402
+from offline.quantization import modelopt_nvfp4  # noqa: E402
 
 COUNTS = {"audio": 1, "image": 1, "text": 1}
 SHORT = {"reply_tokens": 3, "codec_frames": 3}
-OPTIONAL = ["thinker.lm_head", "talker.codec_head", "talker.code_predictor.*", "talker.model.layers.*.self_attn.*",
-            "talker.model.layers.*.mlp.shared_expert*"]  # all that may be NVFP4 and by default is not
+OPTIONAL = [
+    "thinker.lm_head",
+    "talker.codec_head",
+    "talker.code_predictor.*",
+    "talker.model.layers.*.self_attn.*",
+    "talker.model.layers.*.mlp.shared_expert*",
+]  # all that may be NVFP4 and by default is not
 SCALES = ("weight_scale", "weight_scale_2", "input_scale")
 
 
@@ -61,8 +67,19 @@ def out(root: Checkpoint, samples_dir: Path, tmp_path_factory: pytest.TempPathFa
     out = tmp_path_factory.mktemp("quantised") / "out"
     counts = [word for kind, n in COUNTS.items() for word in (f"--talker_num_{kind}", n)]
     lengths = [word for name, n in SHORT.items() for word in (f"--{name}", n)]
-    printed = run("offline.quantize", "--model_dir", root.directory, "--output_dir", out, "--device", "cpu",
-                  "--calibration_dir", samples_dir, *counts, *lengths)
+    printed = run(
+        "offline.quantize",
+        "--model_dir",
+        root.directory,
+        "--output_dir",
+        out,
+        "--device",
+        "cpu",
+        "--calibration_dir",
+        samples_dir,
+        *counts,
+        *lengths,
+    )
     assert "1 audio samples instead of 150" in printed and "23 modules in NVFP4" in printed
     return out
 
@@ -119,8 +136,10 @@ def test_scales_are_shared_where_inputs_or_kernels_are(parts: dict[str, Checkpoi
 
 def test_all_else_is_copied_bit_for_bit(parts: dict[str, Checkpoint], root: Checkpoint) -> None:
     text = ("thinker.model.", "thinker.lm_head.")
-    expected = {"thinker": [n for n in root.tensors if n.startswith(text)],
-                "talker": [n for n in root.tensors if n.startswith("talker.")]}
+    expected = {
+        "thinker": [n for n in root.tensors if n.startswith(text)],
+        "talker": [n for n in root.tensors if n.startswith("talker.")],
+    }
     for name, part in parts.items():
         four_bits = packed(part)
         assert set(part.tensors) == set(expected[name]) | {f"{n}.{s}" for n in four_bits for s in SCALES}
@@ -130,8 +149,10 @@ def test_all_else_is_copied_bit_for_bit(parts: dict[str, Checkpoint], root: Chec
 
 
 def test_folders_stand_alone(out: Path, root: Checkpoint) -> None:
-    for name, model_type, config_class in (("thinker", "qwen3_omni_moe_text", Qwen3OmniMoeTextConfig),
-                                           ("talker", "qwen3_omni_moe_talker", Qwen3OmniMoeTalkerConfig)):
+    for name, model_type, config_class in (
+        ("thinker", "qwen3_omni_moe_text", Qwen3OmniMoeTextConfig),
+        ("talker", "qwen3_omni_moe_talker", Qwen3OmniMoeTalkerConfig),
+    ):
         config = json.loads((out / name / "config.json").read_text())
         assert config["model_type"] == model_type and config["omni_config"] == root.config
         assert config["quantization_config"]["quant_method"] == "modelopt"
@@ -154,8 +175,10 @@ def test_modelopt_decodes_the_same(parts: dict[str, Checkpoint]) -> None:
             weight, scale, scale_2 = read(part, linear)
             stored = NVFP4QTensor((weight.shape[0], 2 * weight.shape[1]), torch.float32, torch.from_numpy(weight))
             theirs = stored.dequantize(
-                scale=torch.from_numpy(scale.view(np.uint8)).view(torch.float8_e4m3fn), block_sizes={-1: BLOCK},
-                double_scale=torch.tensor(float(scale_2)))
+                scale=torch.from_numpy(scale.view(np.uint8)).view(torch.float8_e4m3fn),
+                block_sizes={-1: BLOCK},
+                double_scale=torch.tensor(float(scale_2)),
+            )
             np.testing.assert_array_equal(decode(weight, scale, scale_2), theirs.numpy())
 
 
@@ -174,7 +197,8 @@ def test_report(out: Path, parts: dict[str, Checkpoint]) -> None:
     assert len(rows) == 7 and all(len(n) == 8 for n in rows.values())
     assert len({sum(n) for layer, n in rows.items() if layer.startswith("thinker")}) == 1  # all layers see all rows
     assert report["experts_never_reached"] == {
-        layer: [e for e, n in enumerate(counts) if n == 0] for layer, counts in rows.items() if 0 in counts}
+        layer: [e for e, n in enumerate(counts) if n == 0] for layer, counts in rows.items() if 0 in counts
+    }
 
 
 # ---- again, in this process -----------------------------------------------------------------------------------------
@@ -186,22 +210,37 @@ def test_same_arguments_same_bytes(root: Checkpoint, samples: list[Sample], out:
             assert file.read_bytes() == (out / name / file.name).read_bytes(), file
 
 
-def test_switches_and_unreached_experts(checkpoints: dict[str, Path], samples: list[Sample], tmp_path: Path,
-                                        capsys: pytest.CaptureFixture) -> None:
+def test_switches_and_unreached_experts(
+    checkpoints: dict[str, Path], samples: list[Sample], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """On the checkpoint laid out as published; of 16 experts, top 1, one short prompt reaches few."""
     root = Checkpoint(checkpoints["published"])
     exclude = ["thinker.model.layers.0.*", "talker.model.layers.*.mlp.experts", "*.o_proj"]
     report = modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, OPTIONAL, exclude, **SHORT)
     thinker, talker = (Checkpoint(tmp_path / name) for name in ("thinker", "talker"))
-    linears = {n.removesuffix(".weight") for n in root.tensors
-               if n.startswith(("thinker.lm_head", "thinker.model.layers", "talker")) and "norm" not in n
-               and n.endswith(".weight") and "embedding" not in n and not n.endswith("mlp.gate.weight")}
-    kept = {n for n in linears if n.startswith("thinker.model.layers.0.") or ".o_proj" in n or "_projection." in n
-            or n.startswith("talker.model") and ".mlp.experts." in n}
+    linears = {
+        n.removesuffix(".weight")
+        for n in root.tensors
+        if n.startswith(("thinker.lm_head", "thinker.model.layers", "talker"))
+        and "norm" not in n
+        and n.endswith(".weight")
+        and "embedding" not in n
+        and not n.endswith("mlp.gate.weight")
+    }
+    kept = {
+        n
+        for n in linears
+        if n.startswith("thinker.model.layers.0.")
+        or ".o_proj" in n
+        or "_projection." in n
+        or n.startswith("talker.model")
+        and ".mlp.experts." in n
+    }
     assert set(packed(thinker)) | set(packed(talker)) == linears - kept
     for n in packed(talker):
-        np.testing.assert_array_equal(encode(root.read(f"{n}.weight"), talker.read(f"{n}.weight_scale_2"))[0],
-                                      talker.read(f"{n}.weight"), err_msg=n)
+        np.testing.assert_array_equal(
+            encode(root.read(f"{n}.weight"), talker.read(f"{n}.weight_scale_2"))[0], talker.read(f"{n}.weight"), err_msg=n
+        )
 
     unreached = report["experts_never_reached"]["thinker.model.layers.1.mlp"]
     assert 0 < len(unreached) < 16 and "calibration never reached" in capsys.readouterr().err
@@ -217,9 +256,11 @@ def test_all_that_may_be_included_is_spoken(root: Checkpoint, samples: list[Samp
     """Exported and built for a CPU: a turn's tokens and codes are those of transformers with the decoded weights."""
     modelopt_nvfp4.quantize(root, samples, tmp_path, "cpu", 0, OPTIONAL, [], **SHORT)
     parts = {name: Checkpoint(tmp_path / name) for name in ("thinker", "talker")}
-    for source, arguments in ((tmp_path / "thinker", ["--components", "thinker"]),
-                              (tmp_path / "talker", ["--components", "talker,code_predictor"]),
-                              (root.directory, ["--components", "visual,audio,code2wav"])):
+    for source, arguments in (
+        (tmp_path / "thinker", ["--components", "thinker"]),
+        (tmp_path / "talker", ["--components", "talker,code_predictor"]),
+        (root.directory, ["--components", "visual,audio,code2wav"]),
+    ):
         run("offline.export_onnx", source, tmp_path / "onnx", "--dtype", "float32", *arguments)
     run("offline.build_engines", tmp_path / "onnx", tmp_path / "engines")
     hello = [{"role": "user", "content": [{"type": "text", "text": "what do you see and hear"}]}]
@@ -232,9 +273,10 @@ def test_all_that_may_be_included_is_spoken(root: Checkpoint, samples: list[Samp
 
 
 def test_forward_with_exported_tensors_is_the_fake_quantised_forward(
-        root: Checkpoint, samples: list[Sample], parts: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    root: Checkpoint, samples: list[Sample], parts: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W4A4 in float32: ModelOpt's quantisers in memory (scales unified as its exporter does) against nothing but the
-    exported tensors and offline.nvfp4."""
+    exported tensors and offline.quantization.nvfp4."""
     model = modelopt_nvfp4.load(root, torch.device("cpu"))
     joint = torch.nn.ModuleDict({"thinker": modelopt_nvfp4.Thinker(model), "talker": model.talker})
     chosen = modelopt_nvfp4.select(modelopt_nvfp4.input_sizes(joint), [], [])
@@ -273,8 +315,11 @@ def modelopt_block_quantize(inputs: torch.Tensor, block_size: int, amax: torch.T
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
 def test_refuses_what_cannot_be_quantised(checkpoints: dict[str, Path]) -> None:
-    sizes = {"thinker.lm_head": [64], "thinker.model.layers.0.mlp.experts": [96, 40],
-             "talker.model.layers.3.mlp.experts": [64, 32]}
+    sizes = {
+        "thinker.lm_head": [64],
+        "thinker.model.layers.0.mlp.experts": [96, 40],
+        "talker.model.layers.3.mlp.experts": [64, 32],
+    }
     with pytest.raises(CheckpointError, match=r"'\*.mlp.gate' matches no module .* thinker.model.layers.\*.mlp.exp"):
         modelopt_nvfp4.select(sizes, ["*.mlp.gate"], [])
     with pytest.raises(CheckpointError, match=r"has \[96, 40\] inputs.*multiples of 16.*--exclude 'thinker.model"):
@@ -284,13 +329,37 @@ def test_refuses_what_cannot_be_quantised(checkpoints: dict[str, Path]) -> None:
         modelopt_nvfp4.select(sizes, [], ["*"])
 
 
-@pytest.mark.parametrize("include, exclude, refused", [
-    ("talker.*_projection.*", [], True), ("talker.hidden_projection.linear_fc2", [], True), ("talker.*", [], True),
-    ("talker.*", ["talker.text_projection.*"], True), ("talker.*", ["talker.*_projection.*"], False)])
-def test_refuses_projections_before_anything_is_loaded(root: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture,
-                                                       include: str, exclude: list[str], refused: bool) -> None:
-    assert quantize.main(["--model_dir", str(root.directory), "--output_dir", str(tmp_path / "out"), "--calibration_dir",
-                          str(tmp_path), "--include", include, "--exclude", *exclude, "talker.none"]) == 1
+@pytest.mark.parametrize(
+    "include, exclude, refused",
+    [
+        ("talker.*_projection.*", [], True),
+        ("talker.hidden_projection.linear_fc2", [], True),
+        ("talker.*", [], True),
+        ("talker.*", ["talker.text_projection.*"], True),
+        ("talker.*", ["talker.*_projection.*"], False),
+    ],
+)
+def test_refuses_projections_before_anything_is_loaded(
+    root: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture, include: str, exclude: list[str], refused: bool
+) -> None:
+    assert (
+        quantize.main(
+            [
+                "--model_dir",
+                str(root.directory),
+                "--output_dir",
+                str(tmp_path / "out"),
+                "--calibration_dir",
+                str(tmp_path),
+                "--include",
+                include,
+                "--exclude",
+                *exclude,
+                "talker.none",
+            ]
+        )
+        == 1
+    )
     said = capsys.readouterr().err  # if not refused, there are no samples to calibrate with
     assert refused == bool(re.search(r"talker\.\w+_projection\.linear_fc\d cannot be NVFP4.*--exclude 'talker", said))
     assert refused != ("no audio sample" in said) and not (tmp_path / "out").exists()
@@ -303,8 +372,9 @@ def test_refuses_a_module_that_no_sample_uses(root: Checkpoint, samples: list[Sa
     assert not list(tmp_path.iterdir())
 
 
-def test_refuses_an_incomplete_checkpoint(root: Checkpoint, out: Path, samples_dir: Path, tmp_path: Path,
-                                          capsys: pytest.CaptureFixture) -> None:
+def test_refuses_an_incomplete_checkpoint(
+    root: Checkpoint, out: Path, samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for file in root.directory.iterdir():
         (tmp_path / file.name).symlink_to(file)
     config = json.loads(json.dumps(root.config))
@@ -322,8 +392,13 @@ def test_refuses_an_incomplete_checkpoint(root: Checkpoint, out: Path, samples_d
 
 def test_unreachable_datasets_are_a_clear_error(root: Checkpoint, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "offline.quantize", "--model_dir", root.directory, "--output_dir",
-                           tmp_path / "out"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "offline.quantize", "--model_dir", root.directory, "--output_dir", tmp_path / "out"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert "error: openslr/librispeech_asr" in done.stderr and "--calibration_dir" in done.stderr, done.stderr
 

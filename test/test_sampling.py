@@ -1,4 +1,5 @@
 """Drawn ids follow the distribution that transformers' logits processors define."""
+
 import numpy as np
 import oracle
 import pytest
@@ -18,8 +19,9 @@ from omni_ros.pipeline.code_predictor import CodePredictor
 from omni_ros.pipeline.sampling import Sampler, largest
 
 
-def exact(logits: np.ndarray, history: list[int], penalty: float, suppressed: list[int], temperature: float, top_k: int,
-          top_p: float) -> np.ndarray:
+def exact(
+    logits: np.ndarray, history: list[int], penalty: float, suppressed: list[int], temperature: float, top_k: int, top_p: float
+) -> np.ndarray:
     """The probabilities from which transformers' generate() would draw."""
     chain = LogitsProcessorList()
     if penalty != 1.0:
@@ -43,21 +45,37 @@ def assert_drawn_from(counts: np.ndarray, probability: np.ndarray) -> None:
     assert statistic < freedom + 6 * np.sqrt(2 * freedom) + 1, (statistic, freedom)
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"temperature": 1.7, "top_k": 20, "top_p": 0.8},
-    {"penalty": 1.4, "history": [3, 17, 17, 40]}, {"suppressed": list(range(30, 50)), "top_k": 10},
-    {"penalty": 1.1, "history": [1, 2], "suppressed": [5, 6], "temperature": 0.9, "top_k": 10, "top_p": 0.95},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"temperature": 1.7, "top_k": 20, "top_p": 0.8},
+        {"penalty": 1.4, "history": [3, 17, 17, 40]},
+        {"suppressed": list(range(30, 50)), "top_k": 10},
+        {"penalty": 1.1, "history": [1, 2], "suppressed": [5, 6], "temperature": 0.9, "top_k": 10, "top_p": 0.95},
+    ],
+)
 def test_sampler_follows_transformers(settings):
     options = {"penalty": 1.0, "history": [], "suppressed": [], "temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
     history, suppressed = options.pop("history"), options.pop("suppressed")
     logits = (2 * np.random.default_rng(0).standard_normal(60)).astype(np.float32)
-    probability = exact(logits, history, options["penalty"], suppressed, options["temperature"], options["top_k"],
-                        options["top_p"])
+    probability = exact(
+        logits, history, options["penalty"], suppressed, options["temperature"], options["top_k"], options["top_p"]
+    )
     rng, counts = np.random.default_rng(1), np.zeros(60)
     for _ in range(8000):
-        sampler = Sampler(60, options["temperature"], options["top_k"], options["top_p"], rng, options["penalty"],
-                          np.array(suppressed, np.int64) if suppressed else None)
+        sampler = Sampler(
+            60,
+            options["temperature"],
+            options["top_k"],
+            options["top_p"],
+            rng,
+            options["penalty"],
+            np.array(suppressed, np.int64) if suppressed else None,
+        )
         if history:
             sampler.seen[history] = True
         counts[sampler(logits)] += 1

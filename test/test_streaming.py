@@ -1,4 +1,5 @@
 """Stages run side by side, stop when told, survive failures, and never change what is said."""
+
 import threading
 import time
 
@@ -46,8 +47,11 @@ def test_speech_starts_while_the_thinker_is_writing(pipeline, monkeypatch):
 @pytest.mark.parametrize("slow", ["thinker", "talker", "code2wav"])
 def test_timing_does_not_change_the_reply(pipeline, monkeypatch, slow):
     expected, _ = play(pipeline)
-    stage, method = {"thinker": (pipeline.thinker, "step"), "talker": (pipeline.talker, "step"),
-                     "code2wav": (pipeline.code2wav, "decode")}[slow]
+    stage, method = {
+        "thinker": (pipeline.thinker, "step"),
+        "talker": (pipeline.talker, "step"),
+        "code2wav": (pipeline.code2wav, "decode"),
+    }[slow]
     slow_down(monkeypatch, stage, method, 0.01)
     for streaming in (True, False):
         finished, _ = play(pipeline, streaming=streaming)
@@ -158,6 +162,7 @@ def test_the_thinker_does_not_run_away_from_the_talker(pipeline, monkeypatch):
     slow_down(monkeypatch, pipeline.talker, "step", 0.02)
     steps, leads = {"thinker": 0, "talker": 0}, []
     for stage, engine in (("thinker", pipeline.thinker), ("talker", pipeline.talker)):
+
         def counted(*args, stage=stage, step=engine.step):
             steps[stage] += 1
             if steps["talker"] < 39:

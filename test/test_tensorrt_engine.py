@@ -1,4 +1,5 @@
 """The TensorRT backend on a simulated GPU (tensorrt_on_cpu.py): what it computes, records, allocates, and refuses."""
+
 import inspect
 import itertools
 import json
@@ -18,20 +19,26 @@ from broken_files import edit_config, write
 from cuda_on_cpu import Cuda, CudaError
 from tensorrt_on_cpu import simulated_gpu
 
-from offline import build_engines, build_tensorrt
+from offline import build_engines
+from offline.tensorrt import build as build_tensorrt
 from omni_ros.engines import cuda_device
 from omni_ros.engines.engine import Engine, Section, open_engine
-from omni_ros.engines.tensorrt_package import check_plan, import_tensorrt, make_logger, package_name
+from omni_ros.engines.tensorrt.package import check_plan, import_tensorrt, make_logger, package_name
 from omni_ros.errors import EngineError, InputError, KVCacheFullError
 from omni_ros.pipeline.pipeline import ENGINES
 
 DECODER = [{"S": 7}, {"S": 1}, {"S": 1}, {"S": 5}, {"S": 1}, {"S": 1}, {"S": 1}]
 RUNS = {  # engine folder -> sizes of symbolic dimensions, run after run
-    "thinker": DECODER, "talker": DECODER, "code_predictor": [{}, {}, {}],
+    "thinker": DECODER,
+    "talker": DECODER,
+    "code_predictor": [{}, {}, {}],
     "code2wav": [{"frames": 1}, {"frames": 3}, {"frames": 1}, {"frames": 100}],
-    "multimodal/audio": [{"windows": 2, "chunks": 2, "frames": 100, "tokens": 20},
-                         {"windows": 1, "chunks": 1, "frames": 40, "tokens": 5}],
-    "multimodal/visual": [{"frames": 1, "n": 16}, {"frames": 1, "n": 64}, {"frames": 1, "n": 16}]}
+    "multimodal/audio": [
+        {"windows": 2, "chunks": 2, "frames": 100, "tokens": 20},
+        {"windows": 1, "chunks": 1, "frames": 40, "tokens": 5},
+    ],
+    "multimodal/visual": [{"frames": 1, "n": 16}, {"frames": 1, "n": 64}, {"frames": 1, "n": 16}],
+}
 
 
 def inputs_for(engine: Engine, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -39,8 +46,9 @@ def inputs_for(engine: Engine, sizes: dict[str, int], rng: np.random.Generator) 
     for entry in engine.config["inputs"]:
         shape = [d if isinstance(d, int) else sizes[d] for d in entry["shape"]]
         if entry["name"] != (engine.config.get("position") or {}).get("input"):
-            inputs[entry["name"]] = (rng.integers(0, 5, shape) if entry["dtype"] == "int64" else
-                                     rng.standard_normal(shape).astype(np.float32))
+            inputs[entry["name"]] = (
+                rng.integers(0, 5, shape) if entry["dtype"] == "int64" else rng.standard_normal(shape).astype(np.float32)
+            )
     return inputs
 
 
@@ -161,6 +169,7 @@ def test_state_of_a_turn_that_overflowed_does_not_reach_the_next(gpu, tensorrt_d
 
 def test_engines_run_in_threads_of_their_own(gpu, tensorrt_dirs):
     """Two streams, neither waiting for the other."""
+
     def play(folder: str) -> list[dict[str, np.ndarray]]:
         engine, rng = open_engine(tensorrt_dirs["plain"] / folder), np.random.default_rng(2)
         return [engine.run(inputs_for(engine, sizes, rng)) for sizes in RUNS[folder] * 3]
@@ -173,8 +182,10 @@ def test_engines_run_in_threads_of_their_own(gpu, tensorrt_dirs):
 
 
 # ---- graphs and memory -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("folder, graphs", [("thinker", 1), ("talker", 1), ("code_predictor", 1), ("code2wav", 0),
-                                            ("multimodal/audio", 0), ("multimodal/visual", 0)])
+@pytest.mark.parametrize(
+    "folder, graphs",
+    [("thinker", 1), ("talker", 1), ("code_predictor", 1), ("code2wav", 0), ("multimodal/audio", 0), ("multimodal/visual", 0)],
+)
 def test_steps_of_one_shape_are_captured_once(gpu, tensorrt_dirs, folder, graphs):
     engine = open_engine(tensorrt_dirs["plain"] / folder)
     assert gpu.calls["cudaStreamBeginCapture"] == gpu.calls["cudaGraphInstantiate"] == graphs
@@ -185,8 +196,12 @@ def test_steps_of_one_shape_are_captured_once(gpu, tensorrt_dirs, folder, graphs
         engine.run(inputs_for(engine, sizes, rng))
     replayed = sum(sizes in ({}, {"S": 1}) for sizes in RUNS[folder])
     copies = len(engine.tensors) - len(engine.config["tensorrt"]["host_inputs"])
-    expected = {"cudaEventRecord": len(RUNS[folder]), "cudaEventSynchronize": len(RUNS[folder]), "cudaGraphLaunch": replayed,
-                "cudaMemcpyAsync": (len(RUNS[folder]) - replayed) * copies}
+    expected = {
+        "cudaEventRecord": len(RUNS[folder]),
+        "cudaEventSynchronize": len(RUNS[folder]),
+        "cudaGraphLaunch": replayed,
+        "cudaMemcpyAsync": (len(RUNS[folder]) - replayed) * copies,
+    }
     assert gpu.calls == {name: count for name, count in expected.items() if count}  # nothing allocated, nothing recorded
 
 
@@ -244,10 +259,17 @@ def test_full_cache_changes_nothing(gpu, engines, engine_dirs):
     assert_same(engine.run(row := next(rows)), reference.run(row))
 
 
-@pytest.mark.parametrize("change", [
-    lambda i: i.pop("position_ids"), lambda i: i.update(noise=np.zeros(3)),
-    lambda i: i.update(inputs_embeds=np.zeros((1, 63), np.float32)), lambda i: i.update(inputs_embeds=np.zeros(64, np.float32)),
-    lambda i: i.update(inputs_embeds=np.zeros((2, 64), np.float32)), lambda i: i.update(position_ids=np.zeros((3, 1), complex))])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: i.pop("position_ids"),
+        lambda i: i.update(noise=np.zeros(3)),
+        lambda i: i.update(inputs_embeds=np.zeros((1, 63), np.float32)),
+        lambda i: i.update(inputs_embeds=np.zeros(64, np.float32)),
+        lambda i: i.update(inputs_embeds=np.zeros((2, 64), np.float32)),
+        lambda i: i.update(position_ids=np.zeros((3, 1), complex)),
+    ],
+)
 def test_wrong_inputs(gpu, tensorrt_dirs, change):
     engine, rows = decoder(tensorrt_dirs["plain"])
     expected = engine.run(first := next(rows))
@@ -260,8 +282,10 @@ def test_wrong_inputs(gpu, tensorrt_dirs, change):
     assert_same(engine.run(first), expected)
 
 
-@pytest.mark.parametrize("folder, sizes", [("talker", {"S": 1025}), ("talker", {"S": 0}), ("code2wav", {"frames": 101}),
-                                           ("multimodal/visual", {"frames": 2, "n": 16})])
+@pytest.mark.parametrize(
+    "folder, sizes",
+    [("talker", {"S": 1025}), ("talker", {"S": 0}), ("code2wav", {"frames": 101}), ("multimodal/visual", {"frames": 2, "n": 16})],
+)
 def test_shapes_that_no_profile_takes(gpu, tensorrt_dirs, folder, sizes):
     engine = open_engine(tensorrt_dirs["plain"] / folder)
     with pytest.raises(InputError, match="not among the shapes that it was built for"):
@@ -287,8 +311,9 @@ def test_a_failed_step_and_a_good_turn(gpu, tensorrt_dirs, function):
     engine.reset()
     engine.run(steps[0])
     gpu.fail(function)
-    with pytest.raises(EngineError, match="talker: CUDA failed .cudaErrorInvalidValue: in words cudaErrorInvalidValue.*the next "
-                                          "turn may work"):
+    with pytest.raises(
+        EngineError, match="talker: CUDA failed .cudaErrorInvalidValue: in words cudaErrorInvalidValue.*the next turn may work"
+    ):
         engine.run(steps[1])
     engine.reset()
     for step, output in zip(steps, expected):
@@ -327,9 +352,22 @@ def test_an_error_that_stays_says_to_restart(gpu, tensorrt_dirs):
 
 
 # ---- failing to load ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("function", ["cudaMalloc", "cudaMallocHost", "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags",
-                                      "cudaMemGetInfo", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaStreamBeginCapture",
-                                      "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaEventSynchronize"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "cudaMalloc",
+        "cudaMallocHost",
+        "cudaStreamCreateWithFlags",
+        "cudaEventCreateWithFlags",
+        "cudaMemGetInfo",
+        "cudaMemcpyAsync",
+        "cudaMemsetAsync",
+        "cudaStreamBeginCapture",
+        "cudaStreamEndCapture",
+        "cudaGraphInstantiate",
+        "cudaEventSynchronize",
+    ],
+)
 def test_whatever_fails_while_loading_nothing_is_left(gpu, tensorrt_dirs, function):
     """The first, the second, ... call fails, until loading makes no more of them."""
     for nth in itertools.count(1):
@@ -499,9 +537,21 @@ def widen_profile(c: dict) -> None:
     c["tensorrt"]["profiles"]["prefill"]["inputs_embeds"][2][0] *= 2
 
 
-@pytest.mark.parametrize("disagreement", [
-    rename_input, change_input_shape, change_input_rank, change_output_dtype, drop_state, raise_capacity, rename_position,
-    drop_position, drop_profile, widen_profile])
+@pytest.mark.parametrize(
+    "disagreement",
+    [
+        rename_input,
+        change_input_shape,
+        change_input_rank,
+        change_output_dtype,
+        drop_state,
+        raise_capacity,
+        rename_position,
+        drop_position,
+        drop_profile,
+        widen_profile,
+    ],
+)
 def test_config_that_disagrees_with_its_engine(gpu, engines, disagreement):
     edit_config(engines / "talker", disagreement)
     text = refusal(engines, gpu)
@@ -514,11 +564,12 @@ def test_cuda_python_has_what_is_simulated():
     for name, function in vars(Cuda).items():
         if name.startswith("cudaGetError") or hasattr(function, "simulates_cuda"):
             signature = getattr(real, name).__doc__.split("\n")[0]  # as in "cudaEventRecord(event, stream)"
-            parameters = [p for p in signature[signature.index("(") + 1:signature.rindex(")")].split(",") if p.strip()]
+            parameters = [p for p in signature[signature.index("(") + 1 : signature.rindex(")")].split(",") if p.strip()]
             assert len(parameters) == len(inspect.signature(function).parameters) - 1, signature
     for simulated in (Cuda.cudaError_t, Cuda.cudaMemcpyKind, Cuda.cudaStreamCaptureMode, Cuda.cudaDeviceAttr):
         enum = {CudaError: real.cudaError_t}.get(simulated) or next(
-            e for n, e in vars(real).items() if isinstance(e, type) and getattr(Cuda, n, None) is simulated)
+            e for n, e in vars(real).items() if isinstance(e, type) and getattr(Cuda, n, None) is simulated
+        )
         assert all(int(getattr(enum, member.name)) == member for member in simulated)
     assert (Cuda.cudaStreamNonBlocking, Cuda.cudaEventDisableTiming) == (real.cudaStreamNonBlocking, real.cudaEventDisableTiming)
 
@@ -545,12 +596,20 @@ def test_tensorrt_has_what_is_simulated(trt):
             text = getattr(documented, method).__doc__ or ""
             if inspect.isfunction(simulated) and "(self" in text and "Overloaded" not in text:
                 parameters = list(inspect.signature(simulated).parameters)
-                assert parameters == re.findall(r"[(,] ?(\w+): ", text[:text.index(" ->")]), text
+                assert parameters == re.findall(r"[(,] ?(\w+): ", text[: text.index(" ->")]), text
 
 
 # what a test sets, and what stands for an attribute of the real class's instances
-TEST_CONTROLS = {"cuda", "unknown", "contexts_to_refuse", "enqueues_until_failure", "output_shapes", "host_values", "value",
-                 "strategy"}
+TEST_CONTROLS = {
+    "cuda",
+    "unknown",
+    "contexts_to_refuse",
+    "enqueues_until_failure",
+    "output_shapes",
+    "host_values",
+    "value",
+    "strategy",
+}
 
 
 @pytest.mark.parametrize("folder", ENGINES)

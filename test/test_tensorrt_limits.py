@@ -2,6 +2,7 @@
 
 Checked on ONNX Runtime engines with the limits that TensorRT engines have, against the profiles that would be built.
 """
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline import build_tensorrt
 from offline.build_engines import build_onnxruntime
 from offline.export_onnx import COMPONENTS, export
-from offline.spy import Call, spy
+from offline.quantization.spy import Call, spy
+from offline.tensorrt import build as build_tensorrt
 from omni_ros.errors import InputError, PromptTooLongError
 from omni_ros.pipeline.pipeline import ENGINES, Pipeline
 from omni_ros.pipeline.request import Finished, Request
@@ -38,17 +39,25 @@ def pipeline(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def turn(pipeline: Pipeline, parts: list[dict[str, Any]], **options) -> tuple[list[Call], Finished]:
-    request = Request([{"role": "user", "content": [*parts, {"type": "text", "text": "so"}]}],
-                      **{"temperature": 0, "talker_temperature": 0, "max_generate_length": 3, "max_audio_length": 4, **options})
+    request = Request(
+        [{"role": "user", "content": [*parts, {"type": "text", "text": "so"}]}],
+        **{"temperature": 0, "talker_temperature": 0, "max_generate_length": 3, "max_audio_length": 4, **options},
+    )
     with spy(pipeline) as calls:
         return calls, list(pipeline.generate(request))[-1]
 
 
 def fits(call: Call, config: dict) -> bool:
     """Whether one of the engine's profiles has all shapes of the call within its bounds."""
-    return any(all(len(low) == call.inputs[name].ndim and (np.array(low) <= call.inputs[name].shape).all()
-                   and (call.inputs[name].shape <= np.array(high)).all() for name, (low, _, high) in shapes.items())
-               for shapes in build_tensorrt.profiles(config).values())
+    return any(
+        all(
+            len(low) == call.inputs[name].ndim
+            and (np.array(low) <= call.inputs[name].shape).all()
+            and (call.inputs[name].shape <= np.array(high)).all()
+            for name, (low, _, high) in shapes.items()
+        )
+        for shapes in build_tensorrt.profiles(config).values()
+    )
 
 
 def sound(samples: int) -> dict[str, Any]:
@@ -62,11 +71,21 @@ def picture(height: int, width: int) -> dict[str, Any]:
 VIDEO = {"type": "video", "video": rng.integers(0, 256, (6, 64, 96, 3), np.uint8)}
 
 
-@pytest.mark.parametrize("parts", [
-    [sound(201)], [sound(15999)], [sound(16000 * 8)], [sound(16000 * 8 + 1)],  # a window of the audio encoder is 8 s
-    [sound(500), sound(30000), sound(16001)],
-    [picture(32, 32)], [picture(120, 90), picture(64, 200)], [VIDEO], [VIDEO, picture(64, 96), sound(20000)],
-], ids=range(9))
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [sound(201)],
+        [sound(15999)],
+        [sound(16000 * 8)],
+        [sound(16000 * 8 + 1)],  # a window of the audio encoder is 8 s
+        [sound(500), sound(30000), sound(16001)],
+        [picture(32, 32)],
+        [picture(120, 90), picture(64, 200)],
+        [VIDEO],
+        [VIDEO, picture(64, 96), sound(20000)],
+    ],
+    ids=range(9),
+)
 def test_media_of_any_size(pipeline, parts):
     calls, _ = turn(pipeline, parts)
     assert {c.engine for c in calls} >= {"thinker", "talker", "code_predictor", "code2wav"}
@@ -91,11 +110,15 @@ def test_the_check_itself_sees_what_is_too_large(pipeline):
     assert fits(call(MAX_RUN_FRAMES), config) and not fits(call(MAX_RUN_FRAMES + 1), config) and not fits(call(0), config)
 
 
-@pytest.mark.parametrize(("parts", "error", "words"), [
-    ([picture(256, 256)], InputError, "256 patches.*255.*smaller image"),
-    ([sound(16000 * 70)], PromptTooLongError, f"{MAX_INPUT_LEN}.*--maxInputLen"),
-    ([{"type": "text", "text": "y" * 2000}], PromptTooLongError, f"{MAX_INPUT_LEN}.*--maxInputLen"),
-], ids=["picture", "sound", "text"])
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        ([picture(256, 256)], InputError, "256 patches.*255.*smaller image"),
+        ([sound(16000 * 70)], PromptTooLongError, f"{MAX_INPUT_LEN}.*--maxInputLen"),
+        ([{"type": "text", "text": "y" * 2000}], PromptTooLongError, f"{MAX_INPUT_LEN}.*--maxInputLen"),
+    ],
+    ids=["picture", "sound", "text"],
+)
 def test_what_no_profile_takes_fails_before_the_engine(pipeline, monkeypatch, parts, error, words):
     monkeypatch.setattr(pipeline.prompt_builder.visual, "max_patches", 255)
     with spy(pipeline) as calls, pytest.raises(error, match=words):

@@ -1,17 +1,26 @@
 """Prompts and replies are cut into the tokens that transformers' own tokenizer gives."""
+
 import json
 import shutil
 
 import oracle
 import pytest
 
-from offline.qwen_tokenizer import from_vocab_and_merges
+from offline.checkpoints.qwen_tokenizer import from_vocab_and_merges
 from omni_ros.errors import CheckpointError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
-TEXTS = ["hello world", "  two  spaces\n\n and\tlines \r\n", "Don't you'LL we've 12345 3.14", "naïve café ﬁ ½ é",
-         "日本語とemoji 🤖👍🏽!",
-         "<|im_start|>user\nhi<|im_end|>", "x<|audio_pad|>y <tts_pad>", "", "�\x00\x7f"]
+TEXTS = [
+    "hello world",
+    "  two  spaces\n\n and\tlines \r\n",
+    "Don't you'LL we've 12345 3.14",
+    "naïve café ﬁ ½ é",
+    "日本語とemoji 🤖👍🏽!",
+    "<|im_start|>user\nhi<|im_end|>",
+    "x<|audio_pad|>y <tts_pad>",
+    "",
+    "�\x00\x7f",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)

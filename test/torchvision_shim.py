@@ -3,6 +3,7 @@
 torchvision registers fake kernels for two operators of its CUDA library on import; declaring the operators is enough,
 since transformers uses only its resize and normalize, which are plain torch.
 """
+
 import torch
 
 LIBRARY = torch.library.Library("torchvision", "FRAGMENT")

@@ -10,12 +10,13 @@ inputs   mel            [windows, chunks, mel_bins, frames]  frames <= 100; zero
          positions      [tokens] int64   place of each of them inside its chunk
 output   embeds         [windows * tokens, hidden]
 """
+
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
 
@@ -52,8 +53,7 @@ def read_config(checkpoint: Checkpoint) -> AudioEncoderConfig:
         (not c.scale_embedding, "scale_embedding"),
         (c.n_window == 50, f"n_window {c.n_window} (only 50: transformers counts 13 tokens a chunk)"),
         (c.n_window_infer > 0 and c.n_window_infer % 100 == 0, f"n_window_infer {c.n_window_infer} (only n * 100)"),
-        (c.d_model % (2 * c.encoder_attention_heads) == 0,
-         f"d_model {c.d_model} with {c.encoder_attention_heads} heads"),
+        (c.d_model % (2 * c.encoder_attention_heads) == 0, f"d_model {c.d_model} with {c.encoder_attention_heads} heads"),
     ):
         if not ok:
             raise CheckpointError(f"{where}: thinker_config.audio_config is not supported: {problem}")
@@ -75,13 +75,18 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
     x = g.op("Reshape", mel, g.op("Concat", g.const([-1, 1, bins]), frames, axis=0))
     for i, n_in in enumerate((1, channels, channels), start=1):
         weight = g.weight(f"conv2d{i}.weight", (channels, n_in, 3, 3))
-        x = g.op("Conv", x, weight, g.weight(f"conv2d{i}.bias", (channels,)), kernel_shape=[3, 3], strides=[2, 2],
-                 pads=[1, 1, 1, 1])
+        x = g.op(
+            "Conv", x, weight, g.weight(f"conv2d{i}.bias", (channels,)), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
+        )
         x = g.op("Gelu", x)
         bins = (bins + 1) // 2
     # [chunks, channels, bins, t] -> rows of channels * bins, one per token, gathered into [windows, tokens, hidden].
-    x = g.op("Gemm", g.reshape(g.transpose(x, [0, 3, 1, 2]), [-1, channels * bins]),
-             g.weight("conv_out.weight", (hidden, channels * bins)), transB=1)
+    x = g.op(
+        "Gemm",
+        g.reshape(g.transpose(x, [0, 3, 1, 2]), [-1, channels * bins]),
+        g.weight("conv_out.weight", (hidden, channels * bins)),
+        transB=1,
+    )
     windows = g.op("Shape", mel, start=0, end=1)
     x = g.op("Reshape", x, g.op("Concat", windows, g.const([-1, hidden]), axis=0))
     x = g.op("Gather", x, valid, axis=1)
@@ -96,20 +101,26 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
     x = g.linear(g.op("Gelu", g.linear(x, "proj1", bias=True)), "proj2", bias=True)
     g.output("embeds", x, ["windows * tokens", c.output_dim])
     window_chunks = c.n_window_infer // (2 * c.n_window)
-    g.save({
-        "engine": "audio",
-        "model": {"mel_bins": c.num_mel_bins, "hidden_size": c.output_dim, "chunk_frames": 2 * c.n_window,
-                  "chunk_tokens": CHUNK_TOKENS, "window_chunks": window_chunks},
-        "limits": {"max_chunks": max(MAX_CHUNKS, window_chunks)},
-    })
+    g.save(
+        {
+            "engine": "audio",
+            "model": {
+                "mel_bins": c.num_mel_bins,
+                "hidden_size": c.output_dim,
+                "chunk_frames": 2 * c.n_window,
+                "chunk_tokens": CHUNK_TOKENS,
+                "window_chunks": window_chunks,
+            },
+            "limits": {"max_chunks": max(MAX_CHUNKS, window_chunks)},
+        }
+    )
 
 
 def layer(g: GraphBuilder, c: AudioEncoderConfig, x: str, key: str, by_window: str) -> str:
     """One pre-norm transformer layer; x [windows * tokens, hidden]."""
     heads, head_dim = c.encoder_attention_heads, c.d_model // c.encoder_attention_heads
     normed = g.layer_norm(x, f"{key}.self_attn_layer_norm", NORM_EPS)
-    q, k, v = (g.op("Reshape", g.linear(normed, f"{key}.self_attn.{name}_proj", bias=True), by_window)
-               for name in "qkv")
+    q, k, v = (g.op("Reshape", g.linear(normed, f"{key}.self_attn.{name}_proj", bias=True), by_window) for name in "qkv")
     attended = g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=head_dim**-0.5)
     attended = g.linear(g.reshape(attended, [-1, c.d_model]), f"{key}.self_attn.out_proj", bias=True)
     x = g.op("Add", x, attended)

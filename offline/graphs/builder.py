@@ -3,6 +3,7 @@
 Activations inside a graph are 2-D, [rows, channels]: batch is always 1, and linear layers are `Gemm` with
 the checkpoint's own [out, in] weight layout, so nothing is transposed on the way.
 """
+
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from offline.checkpoint import Checkpoint
-from offline.external_data import ONNX_TYPE, ExternalData
+from offline.checkpoints.checkpoint import Checkpoint
+from offline.graphs.external_data import ONNX_TYPE, ExternalData
 
 OPSET = 24
 IR_VERSION = 11
@@ -24,8 +25,7 @@ NVFP4_BLOCK = 16
 class GraphBuilder:
     """Nodes in order of creation; every method that makes a node returns the name of its output."""
 
-    def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype,
-                 quantize_activations: bool = False):
+    def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype, quantize_activations: bool = False):
         """`prefix` stands before every key in the checkpoint; `dtype` is that of activations and 16-bit weights.
 
         `quantize_activations` rounds what goes into NVFP4 weights to NVFP4 too (W4A4 rather than W4A16).
@@ -60,8 +60,9 @@ class GraphBuilder:
 
         All state starts as zeros. `in_place` says that input and output may share one buffer.
         """
-        self.states.append({"input": f"past_{name}", "output": f"present_{name}", "dtype": str(self.dtype),
-                            "shape": shape, "in_place": in_place})
+        self.states.append(
+            {"input": f"past_{name}", "output": f"present_{name}", "dtype": str(self.dtype), "shape": shape, "in_place": in_place}
+        )
         return f"past_{name}"
 
     def set_state(self, name: str, value: str) -> None:
@@ -147,8 +148,9 @@ class GraphBuilder:
     def op(self, op_type: str, *inputs: str, domain: str = "", **attributes) -> str:
         return self.ops(op_type, *inputs, n_outputs=1, domain=domain, **attributes)[0]
 
-    def ops(self, op_type: str, *inputs: str, n_outputs: int = 0, names: list[str] | None = None, domain: str = "",
-            **attributes) -> list[str]:
+    def ops(
+        self, op_type: str, *inputs: str, n_outputs: int = 0, names: list[str] | None = None, domain: str = "", **attributes
+    ) -> list[str]:
         """A node with several outputs, or (`names`) with outputs of given names."""
         name = f"{op_type}_{len(self.nodes)}"
         outputs = names or ([name] if n_outputs == 1 else [f"{name}_{i}" for i in range(n_outputs)])
@@ -165,8 +167,7 @@ class GraphBuilder:
         return self.op("RMSNormalization", x, self.weight(f"{key}.weight"), axis=-1, epsilon=eps)
 
     def layer_norm(self, x: str, key: str, eps: float) -> str:
-        return self.op("LayerNormalization", x, self.weight(f"{key}.weight"), self.weight(f"{key}.bias"),
-                       axis=-1, epsilon=eps)
+        return self.op("LayerNormalization", x, self.weight(f"{key}.weight"), self.weight(f"{key}.bias"), axis=-1, epsilon=eps)
 
     def reshape(self, x: str, shape: list[int]) -> str:
         """0 keeps a dimension, -1 infers one (ONNX Reshape)."""
@@ -188,18 +189,21 @@ class GraphBuilder:
         """Write model.onnx and config.json (`config` plus the graph's inputs, outputs and state)."""
         self._data.close()
         value = lambda e, key: helper.make_tensor_value_info(  # noqa: E731
-            e[key], ONNX_TYPE[np.dtype(e["dtype"])], e["shape"])
+            e[key], ONNX_TYPE[np.dtype(e["dtype"])], e["shape"]
+        )
         graph = helper.make_graph(
-            self.nodes, config["engine"],
+            self.nodes,
+            config["engine"],
             [value(e, "name") for e in self.inputs] + [value(e, "input") for e in self.states],
             [value(e, "name") for e in self.outputs] + [value(e, "output") for e in self.states],
-            self.initializers)
+            self.initializers,
+        )
         opsets = [helper.make_opsetid("", OPSET)]
         if self.functions:
             opsets.append(helper.make_opsetid(DOMAIN, 1))
-        model = helper.make_model(graph, opset_imports=opsets, functions=self.functions, ir_version=IR_VERSION,
-                                  producer_name="omni_ros")
+        model = helper.make_model(
+            graph, opset_imports=opsets, functions=self.functions, ir_version=IR_VERSION, producer_name="omni_ros"
+        )
         onnx.save(model, self.directory / "model.onnx")
-        config = {**config, "dtype": str(self.dtype), "inputs": self.inputs, "outputs": self.outputs,
-                  "state": self.states}
+        config = {**config, "dtype": str(self.dtype), "inputs": self.inputs, "outputs": self.outputs, "state": self.states}
         (self.directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -11,13 +11,14 @@ so that the outputs of any chunking, joined, are the waveform of the full decode
 
 Convolution activations are [1, channels, columns]; elsewhere [rows, channels].
 """
+
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
 
@@ -114,13 +115,20 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
     x = causal_conv(g, snake(g, x, f"decoder.{last}", dim), f"decoder.{last + 1}.conv", dim, 1, kernel=7)
     pcm = g.reshape(g.op("Clip", x, g.const(-1.0), g.const(1.0)), [-1])
     g.output("pcm", g.cast(pcm, np.float32), ["samples"], np.float32)
-    g.save({
-        "engine": "code2wav",
-        "model": {"sample_rate": SAMPLE_RATE, "num_quantizers": c.num_quantizers, "codebook_size": c.codebook_size,
-                  "samples_per_frame": c.samples_per_frame, "lookahead_samples": c.lookahead_samples},
-        "limits": {},
-        "position": {"input": "past_length", "counts": "codes", "axis": 1},
-    })
+    g.save(
+        {
+            "engine": "code2wav",
+            "model": {
+                "sample_rate": SAMPLE_RATE,
+                "num_quantizers": c.num_quantizers,
+                "codebook_size": c.codebook_size,
+                "samples_per_frame": c.samples_per_frame,
+                "lookahead_samples": c.lookahead_samples,
+            },
+            "limits": {},
+            "position": {"input": "past_length", "counts": "codes", "axis": 1},
+        }
+    )
 
 
 # ---- codes -> hidden ----------------------------------------------------------------------------------------------
@@ -149,8 +157,9 @@ def pre_transformer(g: GraphBuilder, c: Code2WavConfig, x: str, past_length: str
 def rope_tables(g: GraphBuilder, c: Code2WavConfig, positions: str) -> tuple[str, str]:
     """cos and sin [1, frames, head_dim / 2] of the positions' angles, which need float32 whatever the graph's dtype."""
     inv_freq = c.rope_theta ** (-np.arange(0, c.head_dim, 2, dtype=np.float32) / c.head_dim)
-    angles = g.op("Mul", g.op("Unsqueeze", g.cast(positions, np.float32), g.const([0, 2])),
-                  g.const(inv_freq.astype(np.float32), np.float32))
+    angles = g.op(
+        "Mul", g.op("Unsqueeze", g.cast(positions, np.float32), g.const([0, 2])), g.const(inv_freq.astype(np.float32), np.float32)
+    )
     return g.cast(g.op("Cos", angles), g.dtype), g.cast(g.op("Sin", angles), g.dtype)
 
 
@@ -168,9 +177,9 @@ def window_mask(g: GraphBuilder, c: Code2WavConfig, steps: str, frames: str, pas
     return g.op("And", g.op("GreaterOrEqual", keys, oldest), g.op("LessOrEqual", keys, newest))
 
 
-def attention(g: GraphBuilder, c: Code2WavConfig, x: str, key: str, layer: int, rope: tuple[str, str],
-              mask: str) -> str:
+def attention(g: GraphBuilder, c: Code2WavConfig, x: str, key: str, layer: int, rope: tuple[str, str], mask: str) -> str:
     """`Qwen3OmniMoeCode2WavAttention`: x [frames, hidden] -> [frames, hidden]; rope and mask serve all layers."""
+
     def heads(name: str, count: int) -> str:  # [1, count, frames, head_dim]
         y = g.reshape(g.linear(x, f"{key}.{name}", bias=c.attention_bias), [1, -1, count, c.head_dim])
         return g.transpose(y, [0, 2, 1, 3])
@@ -192,8 +201,7 @@ def with_past(g: GraphBuilder, x: str, name: str, shape: list[int]) -> str:
 
 
 # ---- hidden -> samples --------------------------------------------------------------------------------------------
-def causal_conv(g: GraphBuilder, x: str, key: str, inner: int, outer: int, kernel: int, dilation: int = 1,
-                group: int = 1) -> str:
+def causal_conv(g: GraphBuilder, x: str, key: str, inner: int, outer: int, kernel: int, dilation: int = 1, group: int = 1) -> str:
     """`Qwen3OmniMoeCausalConvNet` at stride 1, from `inner` to `outer` channels."""
     if kernel > 1:
         x = with_past(g, x, key, [1, inner, (kernel - 1) * dilation])
@@ -233,8 +241,9 @@ def residual_unit(g: GraphBuilder, x: str, key: str, channels: int, dilation: in
 
 def snake(g: GraphBuilder, x: str, key: str, channels: int) -> str:
     """`Qwen3OmniMoeSnakeBeta`, x + sin(alpha x)^2 / beta, with alpha and beta stored as logarithms."""
-    log_alpha, log_beta = (g.checkpoint.read(f"{g.prefix}{key}.{n}", (channels,)).astype(np.float32)[:, None]
-                           for n in ("alpha", "beta"))
+    log_alpha, log_beta = (
+        g.checkpoint.read(f"{g.prefix}{key}.{n}", (channels,)).astype(np.float32)[:, None] for n in ("alpha", "beta")
+    )
     alpha = g.tensor(f"{key}.alpha", np.exp(log_alpha).astype(g.dtype))
     inverse_beta = g.tensor(f"{key}.inverse_beta", (1 / (np.exp(log_beta) + 1e-9)).astype(g.dtype))
     sine = g.op("Sin", g.op("Mul", x, alpha))

@@ -9,12 +9,13 @@ top-k 50, then top-p 0.8, then argmax(logit + noise). With Gumbel noise that is 
   last_hidden [1, H], code0_embed [1, H], noise float32 [15, k]
   codes int64 [15], embed_sum [1, H] (all 16 code embeddings summed: the audio half of the Talker's next input row)
 """
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
 
@@ -39,19 +40,30 @@ class CodePredictorConfig:
         rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
         try:
             config = cls(
-                vocab_size=c["vocab_size"], hidden_size=c["hidden_size"], num_layers=c["num_hidden_layers"],
-                num_heads=c["num_attention_heads"], num_kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"],
-                intermediate_size=c["intermediate_size"], num_code_groups=c["num_code_groups"], rms_norm_eps=c["rms_norm_eps"],
-                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else c["rope_theta"]))
+                vocab_size=c["vocab_size"],
+                hidden_size=c["hidden_size"],
+                num_layers=c["num_hidden_layers"],
+                num_heads=c["num_attention_heads"],
+                num_kv_heads=c["num_key_value_heads"],
+                head_dim=c["head_dim"],
+                intermediate_size=c["intermediate_size"],
+                num_code_groups=c["num_code_groups"],
+                rms_norm_eps=c["rms_norm_eps"],
+                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else c["rope_theta"]),
+            )
         except KeyError as e:
             raise CheckpointError(f"config.json: talker_config.code_predictor_config lacks {e}") from e
-        unsupported = {"hidden_act": c.get("hidden_act", "silu") != "silu", "attention_bias": c.get("attention_bias"),
-                       "sliding_window": (c.get("sliding_window") or 16) < 16,
-                       "rope_type": rope.get("rope_type", "default") != "default"}
+        unsupported = {
+            "hidden_act": c.get("hidden_act", "silu") != "silu",
+            "attention_bias": c.get("attention_bias"),
+            "sliding_window": (c.get("sliding_window") or 16) < 16,
+            "rope_type": rope.get("rope_type", "default") != "default",
+        }
         for name, bad in unsupported.items():
             if bad:
-                raise CheckpointError(f"config.json: talker_config.code_predictor_config.{name} = "
-                                      f"{c.get(name, rope.get(name))} is not supported")
+                raise CheckpointError(
+                    f"config.json: talker_config.code_predictor_config.{name} = {c.get(name, rope.get(name))} is not supported"
+                )
         return config
 
 
@@ -124,6 +136,10 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
         total = g.op("Add", total, x)
     g.output("codes", g.op("Concat", *codes, axis=0), [groups], np.int64)
     g.output("embed_sum", g.cast(total, np.float32), [1, c.hidden_size], np.float32)
-    g.save({"engine": "code_predictor",
+    g.save(
+        {
+            "engine": "code_predictor",
             "model": {"num_code_groups": c.num_code_groups, "vocab_size": c.vocab_size, "noise_width": k},
-            "decoder": {**asdict(c), "shared_intermediate_size": c.intermediate_size, "top_p": TOP_P}})
+            "decoder": {**asdict(c), "shared_intermediate_size": c.intermediate_size, "top_p": TOP_P},
+        }
+    )

@@ -10,12 +10,13 @@ Token embeddings are not in the graph: the pipeline feeds embedding rows, becaus
   Talker: last_hidden float32 [1, H] (after the final norm), what the CodePredictor starts from
   KV cache: state key_i, value_i [1, kv_heads, capacity, head_dim], in place
 """
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs import functions
 from offline.graphs.builder import DOMAIN, GraphBuilder
 from omni_ros.errors import CheckpointError
@@ -45,22 +46,32 @@ class DecoderConfig:
         theta = rope.get("rope_theta", c.get("rope_theta"))
         try:
             config = cls(
-                vocab_size=c["vocab_size"], hidden_size=c["hidden_size"], num_layers=c["num_hidden_layers"],
-                num_heads=c["num_attention_heads"], num_kv_heads=c["num_key_value_heads"],
+                vocab_size=c["vocab_size"],
+                hidden_size=c["hidden_size"],
+                num_layers=c["num_hidden_layers"],
+                num_heads=c["num_attention_heads"],
+                num_kv_heads=c["num_key_value_heads"],
                 head_dim=c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
                 num_experts=c["num_experts"] if "num_experts" in c else c["num_local_experts"],
-                top_k=c["num_experts_per_tok"], moe_intermediate_size=c["moe_intermediate_size"],
+                top_k=c["num_experts_per_tok"],
+                moe_intermediate_size=c["moe_intermediate_size"],
                 normalize_top_k=c["norm_topk_prob"],
                 shared_intermediate_size=c.get("shared_expert_intermediate_size") or 0,
-                rms_norm_eps=c["rms_norm_eps"], rope_theta=float(theta),
-                mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))))
+                rms_norm_eps=c["rms_norm_eps"],
+                rope_theta=float(theta),
+                mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+            )
         except (KeyError, TypeError) as e:
             raise CheckpointError(f"config.json: {where} lacks {e}") from e
-        unsupported = {"hidden_act": c.get("hidden_act", "silu") != "silu", "attention_bias": c.get("attention_bias"),
-                       "mlp_only_layers": c.get("mlp_only_layers"), "sliding_window": c.get("sliding_window"),
-                       "decoder_sparse_step": c.get("decoder_sparse_step", 1) != 1,
-                       "rope_type": rope.get("rope_type", "default") != "default",
-                       "mrope_section": sum(config.mrope_section) != config.head_dim // 2}
+        unsupported = {
+            "hidden_act": c.get("hidden_act", "silu") != "silu",
+            "attention_bias": c.get("attention_bias"),
+            "mlp_only_layers": c.get("mlp_only_layers"),
+            "sliding_window": c.get("sliding_window"),
+            "decoder_sparse_step": c.get("decoder_sparse_step", 1) != 1,
+            "rope_type": rope.get("rope_type", "default") != "default",
+            "mrope_section": sum(config.mrope_section) != config.head_dim // 2,
+        }
         for name, bad in unsupported.items():
             if bad:
                 raise CheckpointError(f"config.json: {where}.{name} = {c.get(name, rope.get(name))} is not supported")
@@ -73,8 +84,10 @@ class Decoder:
     def __init__(self, g: GraphBuilder, c: DecoderConfig):
         self.g, self.c = g, c
         self.quantized_experts = g.quantize_activations and g.is_nvfp4("layers.0.mlp.experts.0.down_proj.weight")
-        g.functions += [functions.cached_attention(c.num_heads, c.num_kv_heads, c.head_dim),
-                        functions.moe(c.top_k, c.normalize_top_k, self.quantized_experts)]
+        g.functions += [
+            functions.cached_attention(c.num_heads, c.num_kv_heads, c.head_dim),
+            functions.moe(c.top_k, c.normalize_top_k, self.quantized_experts),
+        ]
         if g.quantize_activations:
             g.functions.append(functions.nvfp4_quantize())
 
@@ -83,7 +96,7 @@ class Decoder:
         g, c = self.g, self.c
         channel_axis = np.zeros(c.head_dim // 2, np.int64)
         for axis in (1, 2):
-            channel_axis[axis:c.mrope_section[axis] * 3:3] = axis
+            channel_axis[axis : c.mrope_section[axis] * 3 : 3] = axis
         inv_freq = 1.0 / c.rope_theta ** (np.arange(0, c.head_dim, 2, dtype=np.float32) / np.float32(c.head_dim))
         per_channel = g.transpose(g.op("Gather", position_ids, g.const(channel_axis), axis=0), [1, 0])  # [S, D/2]
         angle = g.op("Unsqueeze", g.op("Mul", per_channel, g.const(inv_freq, np.float32)), g.const([0]))
@@ -113,17 +126,32 @@ class Decoder:
         v = heads("v", c.num_kv_heads, None)
         cache = [1, c.num_kv_heads, "capacity", c.head_dim]
         past = [g.state(f"{name}_{layer}", cache, in_place=True) for name in ("key", "value")]
-        y = g.ops("CachedAttention", q, k, v, *past, "past_length", mask, domain=DOMAIN,
-                  names=[f"attention_{layer}", f"present_key_{layer}", f"present_value_{layer}"],
-                  num_heads=c.num_heads, kv_num_heads=c.num_kv_heads)[0]
+        y = g.ops(
+            "CachedAttention",
+            q,
+            k,
+            v,
+            *past,
+            "past_length",
+            mask,
+            domain=DOMAIN,
+            names=[f"attention_{layer}", f"present_key_{layer}", f"present_value_{layer}"],
+            num_heads=c.num_heads,
+            kv_num_heads=c.num_kv_heads,
+        )[0]
         return g.linear(g.reshape(y, [-1, c.num_heads * c.head_dim]), f"{key}.o_proj")
 
     def mlp(self, x: str, layer: int) -> str:
         g, c, key = self.g, self.c, f"layers.{layer}.mlp"
         up = (c.moe_intermediate_size, c.hidden_size)
-        experts = [g.stack(f"{key}.experts.{name}_proj",
-                           [f"{key}.experts.{e}.{name}_proj.weight" for e in range(c.num_experts)],
-                           up if name != "down" else up[::-1]) for name in ("gate", "up", "down")]
+        experts = [
+            g.stack(
+                f"{key}.experts.{name}_proj",
+                [f"{key}.experts.{e}.{name}_proj.weight" for e in range(c.num_experts)],
+                up if name != "down" else up[::-1],
+            )
+            for name in ("gate", "up", "down")
+        ]
         router_logits = g.cast(g.linear(x, f"{key}.gate"), np.float32)
         if self.quantized_experts:  # one input scale for all experts of a layer, as ModelOpt exports them
             scales = [g.checkpoint.read(f"{g.prefix}{key}.experts.0.{name}_proj.input_scale") for name in ("gate", "down")]
@@ -163,14 +191,22 @@ def export_thinker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, qua
             x = g.op("Add", x, g.op("Gather", deepstack, g.const(i), axis=0))
     _head(g, c, x, "thinker.lm_head")
     ids = {k: v for k, v in {**checkpoint.config, **thinker}.items() if k.endswith("_token_id")}
-    g.save({
-        "engine": "thinker", "position": {"input": "past_length", "counts": "inputs_embeds", "axis": 0},
-        "model": {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "num_deepstack": n_deepstack,
-                  "position_id_per_seconds": thinker["position_id_per_seconds"],
-                  "spatial_merge_size": thinker["vision_config"]["spatial_merge_size"],
-                  "n_window": thinker["audio_config"]["n_window"], **ids},
-        "decoder": {**asdict(c), "accept_hidden_layer": accept},
-    })
+    g.save(
+        {
+            "engine": "thinker",
+            "position": {"input": "past_length", "counts": "inputs_embeds", "axis": 0},
+            "model": {
+                "vocab_size": c.vocab_size,
+                "hidden_size": c.hidden_size,
+                "num_deepstack": n_deepstack,
+                "position_id_per_seconds": thinker["position_id_per_seconds"],
+                "spatial_merge_size": thinker["vision_config"]["spatial_merge_size"],
+                "n_window": thinker["audio_config"]["n_window"],
+                **ids,
+            },
+            "decoder": {**asdict(c), "accept_hidden_layer": accept},
+        }
+    )
 
 
 def export_talker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quantize_activations: bool = False) -> None:
@@ -188,14 +224,22 @@ def export_talker(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quan
     last_hidden = _head(g, c, x, "talker.codec_head")
     g.output("last_hidden", g.cast(last_hidden, np.float32), [1, c.hidden_size], np.float32)
     codec_ids = {k: v for k, v in talker.items() if k.startswith("codec_") and k.endswith("_id")}
-    g.save({
-        "engine": "talker", "position": {"input": "past_length", "counts": "inputs_embeds", "axis": 0},
-        "model": {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size,
-                  "thinker_hidden_size": talker["thinker_hidden_size"],
-                  "position_id_per_seconds": talker["position_id_per_seconds"],
-                  "num_code_groups": talker["num_code_groups"], "speaker_id": talker["speaker_id"], **codec_ids},
-        "decoder": asdict(c),
-    })
+    g.save(
+        {
+            "engine": "talker",
+            "position": {"input": "past_length", "counts": "inputs_embeds", "axis": 0},
+            "model": {
+                "vocab_size": c.vocab_size,
+                "hidden_size": c.hidden_size,
+                "thinker_hidden_size": talker["thinker_hidden_size"],
+                "position_id_per_seconds": talker["position_id_per_seconds"],
+                "num_code_groups": talker["num_code_groups"],
+                "speaker_id": talker["speaker_id"],
+                **codec_ids,
+            },
+            "decoder": asdict(c),
+        }
+    )
 
 
 def _head(g: GraphBuilder, c: DecoderConfig, x: str, head: str) -> str:
@@ -207,4 +251,3 @@ def _head(g: GraphBuilder, c: DecoderConfig, x: str, head: str) -> str:
     logits = g.op("Gemm", g.activation(last, key), weight, transB=1)
     g.output("logits", g.cast(logits, np.float32), [1, c.vocab_size], np.float32)
     return last
-

@@ -3,6 +3,7 @@
 A runtime without a lowering can still run them: the bodies below are their definition. The lowerings are
 `offline/lower_onnxruntime.py` (GroupQueryAttention, MoE) and those of later backends.
 """
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -22,11 +23,16 @@ def cached_attention(num_heads: int, kv_num_heads: int, head_dim: int) -> onnx.F
     attends to the cache columns where mask [S, C] is true. y is [1, S, num_heads*D].
     """
     node = helper.make_node
-    nodes = [_constant("q_shape", [0, 0, num_heads, head_dim]), _constant("kv_shape", [0, 0, kv_num_heads, head_dim]),
-             _constant("y_shape", [0, 0, num_heads * head_dim])]
+    nodes = [
+        _constant("q_shape", [0, 0, num_heads, head_dim]),
+        _constant("kv_shape", [0, 0, kv_num_heads, head_dim]),
+        _constant("y_shape", [0, 0, num_heads * head_dim]),
+    ]
     for name, shape in (("q", "q_shape"), ("k", "kv_shape"), ("v", "kv_shape")):
-        nodes += [node("Reshape", [name, shape], [f"{name}_heads"]),
-                  node("Transpose", [f"{name}_heads"], [f"{name}_4d"], perm=[0, 2, 1, 3])]
+        nodes += [
+            node("Reshape", [name, shape], [f"{name}_heads"]),
+            node("Transpose", [f"{name}_heads"], [f"{name}_4d"], perm=[0, 2, 1, 3]),
+        ]
     nodes += [
         node("TensorScatter", ["past_key", "k_4d", "past_length"], ["present_key"], axis=2),
         node("TensorScatter", ["past_value", "v_4d", "past_length"], ["present_value"], axis=2),
@@ -35,9 +41,14 @@ def cached_attention(num_heads: int, kv_num_heads: int, head_dim: int) -> onnx.F
         node("Reshape", ["y_heads", "y_shape"], ["y"]),
     ]
     return helper.make_function(
-        DOMAIN, "CachedAttention", ["q", "k", "v", "past_key", "past_value", "past_length", "mask"],
-        ["y", "present_key", "present_value"], nodes, [helper.make_opsetid("", OPSET)],
-        attributes=["num_heads", "kv_num_heads"])
+        DOMAIN,
+        "CachedAttention",
+        ["q", "k", "v", "past_key", "past_value", "past_length", "mask"],
+        ["y", "present_key", "present_value"],
+        nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["num_heads", "kv_num_heads"],
+    )
 
 
 def moe(top_k: int, normalize: bool, quantize_activations: bool) -> onnx.FunctionProto:
@@ -50,14 +61,18 @@ def moe(top_k: int, normalize: bool, quantize_activations: bool) -> onnx.Functio
     """
     node = helper.make_node
     nodes = [
-        _constant("top_k", [top_k]), _constant("axis_1", [1]), _constant("axis_last", [-1]),
+        _constant("top_k", [top_k]),
+        _constant("axis_1", [1]),
+        _constant("axis_last", [-1]),
         node("Softmax", ["router_logits"], ["probability"], axis=-1),
         node("TopK", ["probability", "top_k"], ["score", "expert"], axis=-1),  # [S, k]
     ]
     score = "score"
     if normalize:
-        nodes += [node("ReduceSum", ["score", "axis_last"], ["score_sum"], keepdims=1),
-                  node("Div", ["score", "score_sum"], ["score_normalized"])]
+        nodes += [
+            node("ReduceSum", ["score", "axis_last"], ["score_sum"], keepdims=1),
+            node("Div", ["score", "score_sum"], ["score_normalized"]),
+        ]
         score = "score_normalized"
     nodes += [
         node("Gather", ["gate", "expert"], ["gate_k"], axis=0),  # [S, k, I, H]
@@ -75,9 +90,11 @@ def moe(top_k: int, normalize: bool, quantize_activations: bool) -> onnx.Functio
         node("Mul", ["activated", "upped"], ["inner"]),
     ]
     if quantize_activations:
-        nodes += [node("Squeeze", ["inner", "axis_last"], ["inner_rows"]),  # [S, k, I]
-                  node("NVFP4Quantize", ["inner_rows", "inner_scale"], ["inner_quantized"], domain=DOMAIN),
-                  node("Unsqueeze", ["inner_quantized", "axis_last"], ["inner_4bit"])]
+        nodes += [
+            node("Squeeze", ["inner", "axis_last"], ["inner_rows"]),  # [S, k, I]
+            node("NVFP4Quantize", ["inner_rows", "inner_scale"], ["inner_quantized"], domain=DOMAIN),
+            node("Unsqueeze", ["inner_quantized", "axis_last"], ["inner_4bit"]),
+        ]
     nodes += [
         node("MatMul", ["down_k", "inner_4bit" if quantize_activations else "inner"], ["y_column"]),  # [S, k, H, 1]
         node("Squeeze", ["y_column", "axis_last"], ["y_k"]),
@@ -92,7 +109,7 @@ def moe(top_k: int, normalize: bool, quantize_activations: bool) -> onnx.Functio
 
 
 def nvfp4_quantize() -> onnx.FunctionProto:
-    """NVFP4Quantize(x, scale) -> y: x [..., K] rounded to NVFP4 and back, as `offline.nvfp4` and ModelOpt's NVFP4QTensor do.
+    """NVFP4Quantize(x, scale) -> y: x [..., K] rounded to NVFP4 and back, as `nvfp4.py` and ModelOpt's NVFP4QTensor do.
 
     Every 16 neighbours share an FP8 scale, chosen from their largest magnitude; scale [] float32 is the tensor's own,
     which calibration found. A GPU with FP4 arithmetic multiplies the codes themselves; this is the same arithmetic.
@@ -105,24 +122,40 @@ def nvfp4_quantize() -> onnx.FunctionProto:
     numbers = {"zero": 0.0, "half": 0.5, "one": 1.0, "two": 2.0, "four": 4.0, "six": 6.0, "e4m3_min": 2.0**-9, "e4m3_max": 448.0}
     nodes = [const(name, np.float32(value)) for name, value in numbers.items()]
     nodes += [
-        const("block_shape", np.array([-1, 16])), const("axis_last", np.array([-1])),
-        node("Shape", ["x"], ["shape"]), node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
-        node("Reshape", ["wide", "block_shape"], ["block"]), node("Abs", ["block"], ["size"]),
+        const("block_shape", np.array([-1, 16])),
+        const("axis_last", np.array([-1])),
+        node("Shape", ["x"], ["shape"]),
+        node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        node("Reshape", ["wide", "block_shape"], ["block"]),
+        node("Abs", ["block"], ["size"]),
         node("ReduceMax", ["size", "axis_last"], ["largest"], keepdims=1),
-        node("Mul", ["six", "scale"], ["largest_code"]), node("Div", ["largest", "largest_code"], ["exact"]),
-        node("Equal", ["exact", "zero"], ["is_zero"]), node("Where", ["is_zero", "one", "exact"], ["wanted"]),
+        node("Mul", ["six", "scale"], ["largest_code"]),
+        node("Div", ["largest", "largest_code"], ["exact"]),
+        node("Equal", ["exact", "zero"], ["is_zero"]),
+        node("Where", ["is_zero", "one", "exact"], ["wanted"]),
         node("Clip", ["wanted", "e4m3_min", "e4m3_max"], ["in_range"]),
         node("Cast", ["in_range"], ["fp8"], to=TensorProto.FLOAT8E4M3FN),
-        node("Cast", ["fp8"], ["block_scale"], to=TensorProto.FLOAT), node("Mul", ["block_scale", "scale"], ["unit"]),
-        node("Div", ["block", "unit"], ["code"]), node("Abs", ["code"], ["a"]), node("Sign", ["code"], ["sign"]),
+        node("Cast", ["fp8"], ["block_scale"], to=TensorProto.FLOAT),
+        node("Mul", ["block_scale", "scale"], ["unit"]),
+        node("Div", ["block", "unit"], ["code"]),
+        node("Abs", ["code"], ["a"]),
+        node("Sign", ["code"], ["sign"]),
         # E2M1 has steps of 0.5 below 2, of 1 below 4, of 2 up to 6; Round goes to even, which is the even code each time
-        node("Mul", ["a", "two"], ["a_2"]), node("Round", ["a_2"], ["r_2"]), node("Mul", ["r_2", "half"], ["fine"]),
+        node("Mul", ["a", "two"], ["a_2"]),
+        node("Round", ["a_2"], ["r_2"]),
+        node("Mul", ["r_2", "half"], ["fine"]),
         node("Round", ["a"], ["middle"]),
-        node("Mul", ["a", "half"], ["a_half"]), node("Round", ["a_half"], ["r_half"]), node("Mul", ["r_half", "two"], ["r"]),
+        node("Mul", ["a", "half"], ["a_half"]),
+        node("Round", ["a_half"], ["r_half"]),
+        node("Mul", ["r_half", "two"], ["r"]),
         node("Min", ["r", "six"], ["coarse"]),
-        node("Less", ["a", "two"], ["below_2"]), node("Less", ["a", "four"], ["below_4"]),
-        node("Where", ["below_4", "middle", "coarse"], ["above_2"]), node("Where", ["below_2", "fine", "above_2"], ["magnitude"]),
-        node("Mul", ["magnitude", "sign"], ["signed"]), node("Mul", ["signed", "unit"], ["value"]),
-        node("Reshape", ["value", "shape"], ["shaped"]), node("CastLike", ["shaped", "x"], ["y"]),
+        node("Less", ["a", "two"], ["below_2"]),
+        node("Less", ["a", "four"], ["below_4"]),
+        node("Where", ["below_4", "middle", "coarse"], ["above_2"]),
+        node("Where", ["below_2", "fine", "above_2"], ["magnitude"]),
+        node("Mul", ["magnitude", "sign"], ["signed"]),
+        node("Mul", ["signed", "unit"], ["value"]),
+        node("Reshape", ["value", "shape"], ["shaped"]),
+        node("CastLike", ["shaped", "x"], ["y"]),
     ]
     return helper.make_function(DOMAIN, "NVFP4Quantize", ["x", "scale"], ["y"], nodes, [helper.make_opsetid("", OPSET)])

@@ -12,12 +12,13 @@ inputs   patches      [frames, n, channels * t * p * p]   n = h * w patches, in 
 outputs  embeds       [frames * n / merge^2, hidden]
          deepstack    [levels, frames * n / merge^2, hidden]
 """
+
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoint import Checkpoint
+from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
 from omni_ros.preprocess.image import VisionConfig
@@ -71,13 +72,16 @@ def read_config(checkpoint: Checkpoint, preprocess: VisionConfig) -> VisualEncod
     for ok, problem in (
         (c.hidden_act in GELU, f"hidden_act {c.hidden_act} (only {', '.join(GELU)})"),
         (rope.get("rope_type", "axial") == "axial", f"rope_type {rope.get('rope_type')}"),
-        (c.position_side**2 == c.num_position_embeddings,
-         f"num_position_embeddings {c.num_position_embeddings} (not a square)"),
+        (c.position_side**2 == c.num_position_embeddings, f"num_position_embeddings {c.num_position_embeddings} (not a square)"),
         (c.hidden_size % (4 * c.num_heads) == 0, f"hidden_size {c.hidden_size} with {c.num_heads} heads"),
-        (c.deepstack_visual_indexes and all(0 <= i < c.depth for i in c.deepstack_visual_indexes),
-         f"deepstack_visual_indexes {list(c.deepstack_visual_indexes)} with depth {c.depth}"),
-        (cut == (c.patch_size, c.temporal_patch_size, c.spatial_merge_size),
-         f"patches are {(c.patch_size, c.temporal_patch_size, c.spatial_merge_size)}, the processor cuts {cut}"),
+        (
+            c.deepstack_visual_indexes and all(0 <= i < c.depth for i in c.deepstack_visual_indexes),
+            f"deepstack_visual_indexes {list(c.deepstack_visual_indexes)} with depth {c.depth}",
+        ),
+        (
+            cut == (c.patch_size, c.temporal_patch_size, c.spatial_merge_size),
+            f"patches are {(c.patch_size, c.temporal_patch_size, c.spatial_merge_size)}, the processor cuts {cut}",
+        ),
     ):
         if not ok:
             raise CheckpointError(f"{where}: thinker_config.vision_config is not supported: {problem}")
@@ -114,13 +118,21 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
             deepstack.append(g.op("Unsqueeze", feature, g.const([0])))
     g.output("embeds", merge(g, c, x, "merger", norm_after_merge=False), ["tokens", out])
     g.output("deepstack", g.op("Concat", *deepstack, axis=0), [len(levels), "tokens", out])
-    g.save({
-        "engine": "visual",
-        "model": {"hidden_size": out, "levels": len(levels), "patch_width": c.patch_width,
-                  "merge_size": c.spatial_merge_size, "position_side": c.position_side, "head_dim": c.head_dim,
-                  "rope_theta": c.rope_theta},
-        "limits": {"max_patches": MAX_PATCHES},
-    })
+    g.save(
+        {
+            "engine": "visual",
+            "model": {
+                "hidden_size": out,
+                "levels": len(levels),
+                "patch_width": c.patch_width,
+                "merge_size": c.spatial_merge_size,
+                "position_side": c.position_side,
+                "head_dim": c.head_dim,
+                "rope_theta": c.rope_theta,
+            },
+            "limits": {"max_patches": MAX_PATCHES},
+        }
+    )
 
 
 def block(g: GraphBuilder, c: VisualEncoderConfig, x: str, key: str, by_frame: str, cos: str, sin: str) -> str:

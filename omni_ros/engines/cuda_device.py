@@ -3,6 +3,7 @@
 The stream is non-blocking: engines of different stages run side by side. Whatever is made here is freed by `close`, in
 reverse order. A call that fails raises EngineError with CUDA's words.
 """
+
 import ctypes
 import importlib
 import re
@@ -23,8 +24,9 @@ def import_cuda() -> ModuleType:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as e:
-        raise EngineError(f"cuda-python is not installed ({e}): pip install cuda-bindings, of the CUDA version (12 or 13) that "
-                          "nvidia-smi shows") from e
+        raise EngineError(
+            f"cuda-python is not installed ({e}): pip install cuda-bindings, of the CUDA version (12 or 13) that nvidia-smi shows"
+        ) from e
 
 
 def gpu_target() -> str | None:

@@ -1,4 +1,5 @@
 """An engine is a graph plus its state. Callers give named arrays and get named arrays; caches never leave the backend."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,31 +44,41 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
     config = read_config(directory)
     check_files(directory, config)
     if config.get("device") == "cuda" and cuda_device.gpu_target() is None:
-        raise EngineError(f"{directory}: built for a GPU, and none answers here (nvidia-smi shows what the driver sees); or "
-                          "build the engines with --device cpu")
+        raise EngineError(
+            f"{directory}: built for a GPU, and none answers here (nvidia-smi shows what the driver sees); or "
+            "build the engines with --device cpu"
+        )
     if config["engine"] == "code_predictor" and config.get("device") == "cuda":
-        from omni_ros.engines.cuda_code_predictor import CudaCodePredictor  # cuda-python, only when used
+        from omni_ros.engines.cuda.code_predictor import CudaCodePredictor  # cuda-python, only when used
+
         return CudaCodePredictor(directory, config)
     if "decoder" in config and config.get("device") == "cuda":
-        from omni_ros.engines.cuda_decoder import CudaDecoder  # cuda-python, only when used
+        from omni_ros.engines.cuda.decoder import CudaDecoder  # cuda-python, only when used
+
         return CudaDecoder(directory, config)
     if config["backend"] == "onnxruntime" and config.get("device") == "cuda":
-        from omni_ros.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine  # heavy import, only when used
+        from omni_ros.engines.cuda.onnxruntime_engine import OnnxRuntimeCudaEngine  # heavy import, only when used
+
         return OnnxRuntimeCudaEngine(directory, config, threads)
     if config["backend"] == "onnxruntime":
-        from omni_ros.engines.onnxruntime_engine import OnnxRuntimeEngine  # heavy import, only when used
+        from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine  # heavy import, only when used
+
         return OnnxRuntimeEngine(directory, config, threads)
     if config["backend"] == "tensorrt":
-        from omni_ros.engines.tensorrt_engine import TensorRTEngine  # heavy import, only when used
+        from omni_ros.engines.tensorrt.engine import TensorRTEngine  # heavy import, only when used
+
         return TensorRTEngine(directory, config)
-    raise EngineError(f"{directory / 'config.json'}: backend {config['backend']!r} is not available here; "
-                      "build the engines with --backend onnxruntime")
+    raise EngineError(
+        f"{directory / 'config.json'}: backend {config['backend']!r} is not available here; "
+        "build the engines with --backend onnxruntime"
+    )
 
 
 def open_projection(talker: Engine, name: str) -> Callable[[np.ndarray], np.ndarray]:
     """One of the Talker's projections, [n, Thinker's hidden] -> [n, Talker's hidden], float32, where the Talker runs."""
     if talker.config.get("device") == "cuda":
-        from omni_ros.engines.cuda_projection import CudaProjection  # cuda-python, only when used
+        from omni_ros.engines.cuda.projection import CudaProjection  # cuda-python, only when used
+
         return CudaProjection(talker.directory / name, talker.config["decoder"])
     return Projection(talker.directory / name)
 
@@ -93,8 +104,16 @@ def read_config(directory: Path) -> dict:
         raise EngineError(f"{path}: not valid JSON ({e}); build the engine again") from e
     if not isinstance(config, dict):
         raise EngineError(f"{path}: must be a JSON object; build the engine again")
-    kinds = {"engine": str, "backend": str, "inputs": list, "outputs": list, "state": list, "model": dict, "limits": dict,
-             "files": dict}
+    kinds = {
+        "engine": str,
+        "backend": str,
+        "inputs": list,
+        "outputs": list,
+        "state": list,
+        "model": dict,
+        "limits": dict,
+        "files": dict,
+    }
     bad = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
     if bad:
         raise EngineError(f"{path}: lacks {', '.join(bad)}; build the engine again")
@@ -126,6 +145,8 @@ def check_rows(engine: Engine, inputs: dict[str, np.ndarray]) -> int:
         return 0
     rows = inputs[engine.counts].shape[engine.axis]
     if engine.length + rows > engine.capacity:
-        raise KVCacheFullError(f"{engine.config['engine']}: {engine.length} + {rows} rows do not fit its capacity of "
-                               f"{engine.capacity}; build with a larger one or shorten the turn")
+        raise KVCacheFullError(
+            f"{engine.config['engine']}: {engine.length} + {rows} rows do not fit its capacity of "
+            f"{engine.capacity}; build with a larger one or shorten the turn"
+        )
     return rows

@@ -1,4 +1,5 @@
 """Weights that live beside a graph (.safetensors): embeddings and projections that the pipeline applies itself."""
+
 import json
 import struct
 from pathlib import Path
@@ -48,8 +49,10 @@ def check_sidecar(path: Path, expected: dict[str, dict]) -> None:
             raise EngineError(f"{path}: tensor {name} is missing; export the engine again")
         tensor, dtype = tensors[name], "uint8" if entry["dtype"].startswith("float8") else entry["dtype"]
         if list(tensor.shape) != entry["shape"] or str(tensor.dtype) != dtype:
-            raise EngineError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}, config.json says "
-                              f"{dtype}{entry['shape']}; export the engine again")
+            raise EngineError(
+                f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}, config.json says "
+                f"{dtype}{entry['shape']}; export the engine again"
+            )
         blocks = np.array_split(tensor, max(1, len(tensor) // 4096))  # the first block nearly always decides
         if not name.endswith("bias") and not any(block.any() for block in blocks):
             raise EngineError(f"{path}: {name} is all zero; export the engine again from a complete checkpoint")

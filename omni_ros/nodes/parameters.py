@@ -68,9 +68,7 @@ GENERATION = (
 
 def declare(node: Node) -> None:
     for p in (*NODE, *GENERATION):
-        descriptor = ParameterDescriptor(
-            description=p.description, read_only=p.read_only, additional_constraints=p.constraint
-        )
+        descriptor = ParameterDescriptor(description=p.description, read_only=p.read_only, additional_constraints=p.constraint)
         if isinstance(p.default, float):
             descriptor.floating_point_range = [FloatingPointRange(from_value=p.low, to_value=p.high)]
         elif isinstance(p.default, int) and not isinstance(p.default, bool):

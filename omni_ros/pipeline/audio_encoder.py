@@ -1,4 +1,5 @@
 """Mel features of any number of clips -> Thinker embeddings, window by window (transformers `Qwen3OmniMoeAudioEncoder`)."""
+
 import numpy as np
 
 from omni_ros.engines.engine import Engine
@@ -36,18 +37,21 @@ class AudioEncoder:
         for mel in mels:
             span = self.window_chunks * self.chunk_frames
             full = mel.shape[1] // span  # windows without any padding: equal, so they can share a run
-            parts = [self._full_windows(mel[:, :full * span], full)] if full else []
+            parts = [self._full_windows(mel[:, : full * span], full)] if full else []
             if mel.shape[1] % span:
-                parts.append(self._run(mel[:, full * span:], 1, width))
+                parts.append(self._run(mel[:, full * span :], 1, width))
             embeds.append(np.concatenate(parts))
         return embeds
 
     def _full_windows(self, mel: np.ndarray, windows: int) -> np.ndarray:
         span = self.window_chunks * self.chunk_frames
         step = self.max_chunks // self.window_chunks
-        return np.concatenate([
-            self._run(mel[:, i * span:(i + step) * span], min(step, windows - i), self.chunk_frames)
-            for i in range(0, windows, step)])
+        return np.concatenate(
+            [
+                self._run(mel[:, i * span : (i + step) * span], min(step, windows - i), self.chunk_frames)
+                for i in range(0, windows, step)
+            ]
+        )
 
     def _run(self, mel: np.ndarray, windows: int, width: int) -> np.ndarray:
         """mel [mel_bins, frames], equal windows in a row (or one that ends early) -> [tokens, hidden]."""
@@ -57,8 +61,7 @@ class AudioEncoder:
         mel = np.pad(mel, ((0, 0), (0, padding))).reshape(self.mel_bins, windows, chunks, width)
         per_chunk = _after_convolutions(width)
         valid = np.arange(self.token_count(frames))  # only the last chunk is short: its padding comes last
-        outputs = self.engine.run({"mel": mel.transpose(1, 2, 0, 3), "valid_indices": valid,
-                                   "positions": valid % per_chunk})
+        outputs = self.engine.run({"mel": mel.transpose(1, 2, 0, 3), "valid_indices": valid, "positions": valid % per_chunk})
         return outputs["embeds"].astype(np.float32, copy=False)
 
 

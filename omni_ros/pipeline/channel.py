@@ -1,4 +1,5 @@
 """A bounded queue between two stages that can be closed from either end, so that no stage ever waits for a dead one."""
+
 import threading
 from collections import deque
 from collections.abc import Iterator

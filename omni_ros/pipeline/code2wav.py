@@ -1,4 +1,5 @@
 """Code2Wav: codec codes -> PCM, streaming; the state between calls lives in the engine."""
+
 import numpy as np
 
 from omni_ros.engines.engine import Engine
@@ -36,19 +37,28 @@ class Code2Wav:
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or len(codes) != self.num_quantizers or codes.shape[1] < 1 or codes.dtype.kind not in "iu":
-            raise InputError(f"codes must be integers [{self.num_quantizers}, frames >= 1], got {codes.dtype} "
-                             f"{list(codes.shape)}")
+            raise InputError(
+                f"codes must be integers [{self.num_quantizers}, frames >= 1], got {codes.dtype} {list(codes.shape)}"
+            )
         outside = (codes < 0) | (codes >= self.codebook_size)
         if outside.any():
             frame, quantizer = np.argwhere(outside.T)[0].tolist()
-            raise InputError(f"codec frame {self.engine.length + frame}, quantizer {quantizer}: code "
-                             f"{codes[quantizer, frame]} is outside the codebook, [0, {self.codebook_size})")
+            raise InputError(
+                f"codec frame {self.engine.length + frame}, quantizer {quantizer}: code "
+                f"{codes[quantizer, frame]} is outside the codebook, [0, {self.codebook_size})"
+            )
         frames = codes.shape[1]
         if self.engine.length + frames > self.capacity:  # before the first of several runs has changed the state
-            raise KVCacheFullError(f"code2wav: {self.engine.length} + {frames} codec frames do not fit the longest speech it "
-                                   f"was built for ({self.capacity}); build with a larger --maxCodeLen")
-        return np.concatenate([self.engine.run({"codes": codes[:, i:i + self.max_run_frames]})["pcm"]
-                               for i in range(0, frames, self.max_run_frames)])
+            raise KVCacheFullError(
+                f"code2wav: {self.engine.length} + {frames} codec frames do not fit the longest speech it "
+                f"was built for ({self.capacity}); build with a larger --maxCodeLen"
+            )
+        return np.concatenate(
+            [
+                self.engine.run({"codes": codes[:, i : i + self.max_run_frames]})["pcm"]
+                for i in range(0, frames, self.max_run_frames)
+            ]
+        )
 
     def reset(self) -> None:
         """Begin a new waveform."""

@@ -1,4 +1,5 @@
 """CodePredictor: codes 1..15 of a codec frame from its code 0, in one engine call."""
+
 import numpy as np
 
 from omni_ros.engines.engine import Engine
@@ -14,8 +15,9 @@ class CodePredictor:
         self.hidden_size = next(i["shape"][1] for i in engine.config["inputs"] if i["name"] == "last_hidden")
         self.greedy_noise = np.zeros(self.noise_shape, np.float32)
 
-    def __call__(self, last_hidden: np.ndarray, code0_embed: np.ndarray,
-                 rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, last_hidden: np.ndarray, code0_embed: np.ndarray, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """last_hidden, code0_embed [1, H] -> codes int64 [15] and the sum of all 16 code embeddings [1, H].
 
         `rng` None is greedy; otherwise Gumbel noise makes the graph's argmax an exact draw.

@@ -1,4 +1,5 @@
 """The whole model behind one call: `for event in pipeline.generate(request)`."""
+
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,19 +29,28 @@ class Pipeline:
         self.engines = engines
         for name, engine in engines.items():
             if engine.config["engine"] != Path(name).name:
-                raise EngineError(f"{engine.directory}: holds a {engine.config['engine']} engine, expected {Path(name).name}; "
-                                  "build the engines again, each into its own folder")
+                raise EngineError(
+                    f"{engine.directory}: holds a {engine.config['engine']} engine, expected {Path(name).name}; "
+                    "build the engines again, each into its own folder"
+                )
         self.thinker = Thinker(engines["thinker"])
-        self.talker = Talker(engines["talker"], CodePredictor(engines["code_predictor"]), self.thinker.model,
-                             self.thinker.embedding)
+        self.talker = Talker(
+            engines["talker"], CodePredictor(engines["code_predictor"]), self.thinker.model, self.thinker.embedding
+        )
         self.code2wav = Code2Wav(engines["code2wav"])
         spoken = (self.talker.model["num_code_groups"], engines["code_predictor"].config["model"]["vocab_size"])
         if spoken != (self.code2wav.num_quantizers, self.code2wav.codebook_size):
-            raise EngineError(f"{engines['code2wav'].directory}: decodes another codec than the Talker speaks; "
-                              "export and build all engines from one checkpoint")
+            raise EngineError(
+                f"{engines['code2wav'].directory}: decodes another codec than the Talker speaks; "
+                "export and build all engines from one checkpoint"
+            )
         self.prompt_builder = PromptBuilder(
-            engines["thinker"].directory, self.thinker.model, engines["thinker"].config["limits"]["max_input_len"],
-            AudioEncoder(engines["multimodal/audio"]), VisualEncoder(engines["multimodal/visual"]))
+            engines["thinker"].directory,
+            self.thinker.model,
+            engines["thinker"].config["limits"]["max_input_len"],
+            AudioEncoder(engines["multimodal/audio"]),
+            VisualEncoder(engines["multimodal/visual"]),
+        )
         self._busy = threading.Lock()
         self._turn: Turn | None = None
 

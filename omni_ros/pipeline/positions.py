@@ -1,11 +1,19 @@
 """mRoPE positions, as transformers' get_rope_index computes them: text and audio advance all three axes by one per
 token; an image or video block lays its tokens out on (time, height, width) and the text goes on after its maximum."""
+
 import numpy as np
 
 
-def mrope_positions(ids: np.ndarray, image_id: int, video_id: int, image_grids: list[np.ndarray],
-                    video_grids: list[np.ndarray], seconds_per_grid: list[float], merge_size: int,
-                    positions_per_second: int) -> tuple[np.ndarray, float]:
+def mrope_positions(
+    ids: np.ndarray,
+    image_id: int,
+    video_id: int,
+    image_grids: list[np.ndarray],
+    video_grids: list[np.ndarray],
+    seconds_per_grid: list[float],
+    merge_size: int,
+    positions_per_second: int,
+) -> tuple[np.ndarray, float]:
     """ids int64 [S] with media placeholders already repeated; grids are (t, h, w) in patches, in order of appearance.
 
     Returns positions float32 [3, S] and the position of the next token. Video times may be fractional.

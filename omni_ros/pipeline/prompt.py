@@ -1,4 +1,5 @@
 """A turn's messages -> the rows the Thinker reads: token ids, media features, mRoPE positions, and who said what."""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ class PromptBuilder:
         self.tokenizer = ChatTokenizer(directory)
         tokens = self.tokenizer.tokenizer.get_vocab_size()
         if tokens > model["vocab_size"]:
-            raise EngineError(f"{directory / 'tokenizer.json'}: has {tokens} tokens, the Thinker {model['vocab_size']}; "
-                              "export the Thinker again with its own tokenizer")
+            raise EngineError(
+                f"{directory / 'tokenizer.json'}: has {tokens} tokens, the Thinker {model['vocab_size']}; "
+                "export the Thinker again with its own tokenizer"
+            )
         try:
             self.vision_config = VisionConfig.from_files(directory)
         except CheckpointError as e:
@@ -51,9 +54,11 @@ class PromptBuilder:
             made_for = encoder.engine.config["model"]
             levels = made_for.get("levels", model["num_deepstack"])
             if (made_for["hidden_size"], levels) != (model["hidden_size"], model["num_deepstack"]):
-                raise EngineError(f"{encoder.engine.directory}: made for a Thinker of width {made_for['hidden_size']} with "
-                                  f"{levels} deepstack levels, this one has {model['hidden_size']} and {model['num_deepstack']}; "
-                                  "export and build all engines from one checkpoint")
+                raise EngineError(
+                    f"{encoder.engine.directory}: made for a Thinker of width {made_for['hidden_size']} with "
+                    f"{levels} deepstack levels, this one has {model['hidden_size']} and {model['num_deepstack']}; "
+                    "export and build all engines from one checkpoint"
+                )
         self.model, self.max_input_len, self.audio, self.visual = model, max_input_len, audio, visual
         self.placeholder = {kind: model[f"{kind}_token_id"] for kind in ("audio", "image", "video")}
 
@@ -62,12 +67,18 @@ class PromptBuilder:
         parts = _media_parts(messages)
         mels = self._load_audio([part["audio"] for kind, part in parts if kind == "audio"])
         clips = iter(mels)
-        media = [{"kind": kind, "tokens": self.audio.token_count(next(clips).shape[1])} if kind == "audio" else
-                 self._load_visual(kind, part) for kind, part in parts]
+        media = [
+            {"kind": kind, "tokens": self.audio.token_count(next(clips).shape[1])}
+            if kind == "audio"
+            else self._load_visual(kind, part)
+            for kind, part in parts
+        ]
         ids, media_rows = self._expand(self.tokenizer.encode(messages), media)
         if len(ids) > self.max_input_len:
-            raise PromptTooLongError(f"the prompt has {len(ids)} tokens, the Thinker engine was built for "
-                                     f"{self.max_input_len}; shorten the history or build with a larger --maxInputLen")
+            raise PromptTooLongError(
+                f"the prompt has {len(ids)} tokens, the Thinker engine was built for "
+                f"{self.max_input_len}; shorten the history or build with a larger --maxInputLen"
+            )
         visuals = [m for m in media if m["kind"] != "audio"]
         features = deepstack = None
         if visuals:
@@ -75,7 +86,8 @@ class PromptBuilder:
             features, deepstack = np.concatenate(embeds), np.concatenate(deep, axis=1)
         m = self.model
         positions, next_position = mrope_positions(
-            ids, m["image_token_id"], m["video_token_id"], *_grids(media), m["spatial_merge_size"], m["position_id_per_seconds"])
+            ids, m["image_token_id"], m["video_token_id"], *_grids(media), m["spatial_merge_size"], m["position_id_per_seconds"]
+        )
         starts = np.flatnonzero(ids == m["im_start_token_id"])
         roles = ids[np.minimum(starts + 1, len(ids) - 1)]
         assistant = starts[roles == m["assistant_token_id"]]
@@ -86,17 +98,28 @@ class PromptBuilder:
             row_role[start:] = role
         user_mask = row_role == m["user_token_id"]
         return Prompt(
-            ids, positions, next_position, ids == m["audio_token_id"],
+            ids,
+            positions,
+            next_position,
+            ids == m["audio_token_id"],
             (ids == m["image_token_id"]) | (ids == m["video_token_id"]),
-            np.concatenate(self.audio(mels)) if mels else None, features, deepstack, user_mask,
-            *_grids([m for m, row in zip(media, media_rows) if user_mask[row]]), int(assistant[-1]))
+            np.concatenate(self.audio(mels)) if mels else None,
+            features,
+            deepstack,
+            user_mask,
+            *_grids([m for m, row in zip(media, media_rows) if user_mask[row]]),
+            int(assistant[-1]),
+        )
 
     def _load_audio(self, sources: list) -> list[np.ndarray]:
         """Mel features float32 [128, frames] of each file, features file or array. Clips that are still samples go
         through the front end together, as transformers' processor does."""
         ready = [not isinstance(source, np.ndarray) and str(source).endswith(".safetensors") for source in sources]
-        samples = [source if isinstance(source, np.ndarray) else load_audio(source)
-                   for source, is_mel in zip(sources, ready) if not is_mel]
+        samples = [
+            source if isinstance(source, np.ndarray) else load_audio(source)
+            for source, is_mel in zip(sources, ready)
+            if not is_mel
+        ]
         mels = iter(log_mels(samples))
         return [load_features(source) if is_mel else next(mels) for source, is_mel in zip(sources, ready)]
 
@@ -110,8 +133,13 @@ class PromptBuilder:
             fps = part.get("fps", VIDEO_FPS)
             frames = source if isinstance(source, np.ndarray) else load_video(source, fps, config)
             patches, grid, seconds = video_patches(frames, fps, config)
-        return {"kind": kind, "patches": patches, "grid": grid, "seconds_per_grid": seconds,
-                "tokens": int(grid.prod()) // self.model["spatial_merge_size"] ** 2}
+        return {
+            "kind": kind,
+            "patches": patches,
+            "grid": grid,
+            "seconds_per_grid": seconds,
+            "tokens": int(grid.prod()) // self.model["spatial_merge_size"] ** 2,
+        }
 
     def _expand(self, ids: np.ndarray, media: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         """Repeat each placeholder token as often as its media has rows; also returns the first row of each."""
@@ -119,8 +147,10 @@ class PromptBuilder:
         found = [kind_of[i] for i in ids.tolist() if i in kind_of]
         expected = [m["kind"] for m in media]
         if found != expected:
-            raise InputError(f"the prompt has media placeholders {found}, the messages have {expected}; "
-                             "text must not contain the placeholder tokens themselves")
+            raise InputError(
+                f"the prompt has media placeholders {found}, the messages have {expected}; "
+                "text must not contain the placeholder tokens themselves"
+            )
         counts = np.ones(len(ids), np.int64)
         is_media = np.isin(ids, list(kind_of))
         counts[is_media] = [m["tokens"] for m in media]

@@ -1,4 +1,5 @@
 """What goes into a turn and what comes out of it."""
+
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
@@ -35,14 +36,26 @@ class Request:
     chunk_frames: int = 8  # ... then every other one doubles, up to this size
 
     def __post_init__(self) -> None:
-        for name, low in (("max_generate_length", 1), ("top_k", 0), ("talker_top_k", 0), ("max_audio_length", 1),
-                          ("first_chunk_frames", 1), ("chunk_frames", 1), ("seed", 0)):
+        for name, low in (
+            ("max_generate_length", 1),
+            ("top_k", 0),
+            ("talker_top_k", 0),
+            ("max_audio_length", 1),
+            ("first_chunk_frames", 1),
+            ("chunk_frames", 1),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             if not whole and not (name == "seed" and value is None):
                 raise InputError(f"{name} = {value!r} must be a whole number, at least {low}")
-        for name, low, high in (("temperature", 1e-4, 1e4), ("talker_temperature", 1e-4, 1e4), ("top_p", 0, 1),
-                                ("talker_top_p", 0, 1), ("repetition_penalty", 0.01, 100)):
+        for name, low, high in (
+            ("temperature", 1e-4, 1e4),
+            ("talker_temperature", 1e-4, 1e4),
+            ("top_p", 0, 1),
+            ("talker_top_p", 0, 1),
+            ("repetition_penalty", 0.01, 100),
+        ):
             value, greedy = getattr(self, name), name.endswith("temperature")
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not (low <= value <= high or greedy and value == 0):

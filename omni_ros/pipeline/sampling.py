@@ -1,5 +1,6 @@
 """Drawing one id from logits, in the order of transformers' LogitsProcessors: repetition penalty, suppression,
 temperature, top-k, top-p."""
+
 import numpy as np
 
 from omni_ros.errors import EngineError
@@ -10,8 +11,16 @@ BLOCK = 256  # ids that `largest` looks at together
 class Sampler:
     """Keeps what a sequence needs between steps: its random stream and which ids it has produced."""
 
-    def __init__(self, vocab_size: int, temperature: float, top_k: int, top_p: float, rng: np.random.Generator,
-                 repetition_penalty: float = 1.0, suppressed: np.ndarray | None = None):
+    def __init__(
+        self,
+        vocab_size: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        rng: np.random.Generator,
+        repetition_penalty: float = 1.0,
+        suppressed: np.ndarray | None = None,
+    ):
         self.temperature, self.top_k, self.top_p, self.rng = temperature, top_k or vocab_size, top_p, rng
         self.penalty, self.suppressed = repetition_penalty, suppressed
         self.seen = np.zeros(vocab_size, bool) if repetition_penalty != 1.0 else None

@@ -4,6 +4,7 @@ What a stage computes depends only on the data it receives, never on when it arr
 identical tokens and codes. A reply token is handed to the Talker, as its text row, only once it is known not to be the
 last one, which is the moment it is generated: transformers never feeds the last token of a reply.
 """
+
 import threading
 import time
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Thinker: prompt rows in, reply tokens out, one per step."""
+
 import numpy as np
 
 from omni_ros.engines.engine import Engine
@@ -36,8 +37,9 @@ class Thinker:
         """Feed one reply token; returns the logits [V] of the next."""
         position = np.full((3, 1), self.next_position, np.float32)
         self.next_position += 1
-        out = self.engine.run({"inputs_embeds": self.embedding[[token]], "position_ids": position,
-                               "deepstack": self.text_deepstack})
+        out = self.engine.run(
+            {"inputs_embeds": self.embedding[[token]], "position_ids": position, "deepstack": self.text_deepstack}
+        )
         return out["logits"][0]
 
     @property

@@ -1,4 +1,5 @@
 """Chat template and tokens, from the checkpoint's own files: tokenizer.json and chat_template.{jinja,json}."""
+
 import json
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +22,7 @@ class ChatTokenizer:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as e:  # noqa: BLE001 - tokenizers raises nothing more special
             raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                    extensions=["jinja2.ext.loopcontrols"])
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -62,7 +62,7 @@ class TextStream:
 
     def rest(self) -> str:
         """What the whole reply decodes to beyond the text given out: a character that was never completed."""
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True)[self.length:]
+        return self.tokenizer.decode(self.ids, skip_special_tokens=True)[self.length :]
 
 
 def _raise(message: str) -> None:

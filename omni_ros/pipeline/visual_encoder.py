@@ -3,6 +3,7 @@
 The arithmetic on grids follows transformers' vision_utils `get_vision_interpolation_indices_and_weights` and
 `get_vision_position_ids`; patches come in merge-block order, as `to_patches` cuts them.
 """
+
 import numpy as np
 
 from omni_ros.engines.engine import Engine
@@ -35,15 +36,24 @@ class VisualEncoder:
         ends = np.cumsum(grid_thw.prod(axis=1))
         embeds, deepstack = [], []
         for (t, h, w), end in zip(grid_thw.tolist(), ends.tolist()):
-            frames = patches[end - t * h * w:end].reshape(t, h * w, self.patch_width)
+            frames = patches[end - t * h * w : end].reshape(t, h * w, self.patch_width)
             indices, weights, angles = self._grid_inputs(h, w)
             step = min(self.max_patches // (h * w), self.max_frames or t)
             runs = []
             for i in range(0, t, step):
-                batch = frames[i:i + step]
+                batch = frames[i : i + step]
                 turns = np.broadcast_to(angles, (len(batch), *angles.shape))
-                runs.append(self.engine.run({"patches": batch, "pos_indices": indices, "pos_weights": weights,
-                                             "cos": np.cos(turns), "sin": np.sin(turns)}))
+                runs.append(
+                    self.engine.run(
+                        {
+                            "patches": batch,
+                            "pos_indices": indices,
+                            "pos_weights": weights,
+                            "cos": np.cos(turns),
+                            "sin": np.sin(turns),
+                        }
+                    )
+                )
             embeds.append(np.concatenate([r["embeds"] for r in runs]).astype(np.float32, copy=False))
             deepstack.append(np.concatenate([r["deepstack"] for r in runs], axis=1).astype(np.float32, copy=False))
         return embeds, deepstack
@@ -52,7 +62,8 @@ class VisualEncoder:
         """For one frame of h x w patches: bilinear taps [n, 4] and weights [n, 4], rotary angles [n, head_dim / 2]."""
         rows, columns = (
             axis.reshape(h // self.merge, self.merge, w // self.merge, self.merge).swapaxes(1, 2).ravel()
-            for axis in np.indices((h, w)))
+            for axis in np.indices((h, w))
+        )
         row_taps, row_weights = self._axis_taps(rows, h)
         column_taps, column_weights = self._axis_taps(columns, w)
         indices = (row_taps[:, :, None] * self.side + column_taps[:, None, :]).reshape(-1, 4)
@@ -75,5 +86,6 @@ class VisualEncoder:
             raise InputError(f"patches are {list(patches.shape)}, grid_thw {grid_thw.tolist()} needs {list(wanted)}")
         largest = grid_thw[:, 1:].prod(axis=1).max(initial=0)
         if largest > self.max_patches:
-            raise InputError(f"an image of {largest} patches is more than the visual engine takes ({self.max_patches}); "
-                             "send a smaller image")
+            raise InputError(
+                f"an image of {largest} patches is more than the visual engine takes ({self.max_patches}); send a smaller image"
+            )

@@ -1,4 +1,5 @@
 """Sound -> log-mel features, equal to transformers' `WhisperFeatureExtractor` as `Qwen3OmniMoeProcessor` calls it."""
+
 import functools
 from pathlib import Path
 
@@ -84,8 +85,10 @@ def log_mels(clips: list[np.ndarray]) -> list[np.ndarray]:
     clips = [_to_float(pcm) for pcm in clips]
     for pcm in clips:
         if pcm.size < MIN_SAMPLES:
-            raise InputError(f"audio of {pcm.size} samples is {'empty' if pcm.size == 0 else 'too short'}: "
-                             f"at least {MIN_SAMPLES} at {SAMPLE_RATE} Hz are needed")
+            raise InputError(
+                f"audio of {pcm.size} samples is {'empty' if pcm.size == 0 else 'too short'}: "
+                f"at least {MIN_SAMPLES} at {SAMPLE_RATE} Hz are needed"
+            )
     longest = max((pcm.size for pcm in clips), default=0)
     return [_log_mel(np.pad(pcm, (0, longest - pcm.size)), -(-pcm.size // HOP)) for pcm in clips]
 
@@ -135,8 +138,9 @@ def load_features(path: str | Path) -> np.ndarray:
     except (SafetensorError, OSError) as e:
         raise InputError(f"{path}: not a file of `python -m offline.preprocess_audio` ({e})") from e
     if features.dtype != np.float32 or features.ndim != 2 or features.shape[0] != MEL_BINS or features.shape[1] == 0:
-        raise InputError(f"{path}: input_features must be float32 [{MEL_BINS}, frames], "
-                         f"got {features.dtype} {list(features.shape)}")
+        raise InputError(
+            f"{path}: input_features must be float32 [{MEL_BINS}, frames], got {features.dtype} {list(features.shape)}"
+        )
     if not np.isfinite(features).all():
         raise InputError(f"{path}: input_features has values that are not finite")
     return features

@@ -1,4 +1,5 @@
 """Pictures -> flat patches for the vision encoder, equal to transformers' `Qwen2VLImageProcessorPil`."""
+
 import json
 import math
 import struct
@@ -49,18 +50,32 @@ class VisionConfig:
             image = image["image_processor"]
         elif path == merged and flat.is_file():  # transformers 4 kept only the chat settings in processor_config.json
             path, image = flat, _read_json(flat)
-        wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
-                  "resample": BICUBIC, "rescale_factor": 1 / 255}
+        wanted = {
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "resample": BICUBIC,
+            "rescale_factor": 1 / 255,
+        }
         for key, value in wanted.items():
             if image.get(key, value) != value:
                 raise CheckpointError(f"{path}: {key} is {image[key]!r}, supported is {value!r}")
         size = image.get("size") or {}
         try:
             return cls(
-                image["patch_size"], image["temporal_patch_size"], image["merge_size"],
-                tuple(image["image_mean"]), tuple(image["image_std"]),
-                image.get("min_pixels") or size["shortest_edge"], image.get("max_pixels") or size["longest_edge"],
-                VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS, video.get("min_frames", 4), video.get("max_frames", 768))
+                image["patch_size"],
+                image["temporal_patch_size"],
+                image["merge_size"],
+                tuple(image["image_mean"]),
+                tuple(image["image_std"]),
+                image.get("min_pixels") or size["shortest_edge"],
+                image.get("max_pixels") or size["longest_edge"],
+                VIDEO_MIN_PIXELS,
+                VIDEO_MAX_PIXELS,
+                video.get("min_frames", 4),
+                video.get("max_frames", 768),
+            )
         except KeyError as e:
             raise CheckpointError(f"{path}: has no {e}; copy it again from the checkpoint's repository") from e
 
@@ -96,8 +111,10 @@ def check_pixels(image: np.ndarray, what: str) -> None:
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Nearest size whose sides are multiples of `factor`, area within the limits, aspect kept (transformers' own)."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise InputError(f"image of {width} x {height} pixels is too narrow: "
-                         f"the longer side may be at most {MAX_ASPECT_RATIO} times the shorter")
+        raise InputError(
+            f"image of {width} x {height} pixels is too narrow: "
+            f"the longer side may be at most {MAX_ASPECT_RATIO} times the shorter"
+        )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
@@ -141,7 +158,8 @@ def image_patches(image: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, 
     an extreme aspect ratio.
     """
     check_pixels(image, "image")
-    height, width = smart_resize(*image.shape[:2], config.patch_size * config.merge_size,
-                                 config.image_min_pixels, config.image_max_pixels)
+    height, width = smart_resize(
+        *image.shape[:2], config.patch_size * config.merge_size, config.image_min_pixels, config.image_max_pixels
+    )
     frames = np.repeat(resize(image, height, width)[None], config.temporal_patch_size, axis=0)
     return to_patches(frames, config)

@@ -3,6 +3,7 @@
 Frames are resized with Pillow, as pictures are. transformers resizes them with torch, whose integer bicubic differs
 from Pillow's by one or two of 255 levels in less than 1 % of the values; frames that need no resize are equal.
 """
+
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -83,6 +84,7 @@ def video_patches(frames: np.ndarray, fps: float, config: VisionConfig) -> tuple
 
 def _fit(frame: np.ndarray, config: VisionConfig) -> np.ndarray:
     """One frame at the size that the encoder wants; unchanged when it has that size already."""
-    height, width = smart_resize(*frame.shape[:2], config.patch_size * config.merge_size,
-                                 config.video_min_pixels, config.video_max_pixels)
+    height, width = smart_resize(
+        *frame.shape[:2], config.patch_size * config.merge_size, config.video_min_pixels, config.video_max_pixels
+    )
     return frame if frame.shape[:2] == (height, width) else resize(frame, height, width)

@@ -3,6 +3,7 @@
 The file knows nothing of this. It is compiled against cuda_on_cpu.h, as NVRTC would against its own headers; runtime.cpp runs
 the blocks. Slow and strict: shared memory starts as NaN, and whatever CUDA leaves undefined there is an error.
 """
+
 import ctypes
 import functools
 import re
@@ -19,8 +20,16 @@ BUILDS = tempfile.TemporaryDirectory(prefix="cuda_on_cpu_")
 # No _FORTIFY_SOURCE: it refuses to longjmp from stack to stack.
 GPP = ["g++", "-std=c++17", "-fPIC", "-U_FORTIFY_SOURCE"]
 # The hooks that runtime.cpp has; no assumption that CUDA code breaks; of DWARF 5, addr2line 2.40 confuses the files.
-KERNEL_FLAGS = ["-O1", "-gdwarf-4", "-fno-exceptions", "-fno-strict-aliasing", "-fsanitize=alignment,bounds", "-fsanitize=thread",
-                "--param", "tsan-instrument-func-entry-exit=0"]
+KERNEL_FLAGS = [
+    "-O1",
+    "-gdwarf-4",
+    "-fno-exceptions",
+    "-fno-strict-aliasing",
+    "-fsanitize=alignment,bounds",
+    "-fsanitize=thread",
+    "--param",
+    "tsan-instrument-func-entry-exit=0",
+]
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\(([^()]*)\)\s*)?(?:void\s+)?(\w+)\s*\(')
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s+)?(\w+(?:\s+\w+)*?)\s+(\w+)\s*\[\s*\]\s*;")
 STATIC = re.compile(r"\t\.local\t(_ZZ\S+)\n\t\.comm\t\1,(\d+),(\d+)\n")  # how g++ writes a __shared__ variable
@@ -46,8 +55,15 @@ class CpuKernels:
         self.source = Path(source)
         self.kernels, self.library, self.lock = _load(self.source, self.source.read_text(), tuple(sorted(defines.items())))
 
-    def launch(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int,
-               arguments: Sequence[object], seed: int | None = None) -> None:
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared_bytes: int,
+        arguments: Sequence[object],
+        seed: int | None = None,
+    ) -> None:
         """Run a grid to its end.
 
         `arguments` are ctypes values of the sizes that the kernel declares, or addresses as int; memory is the process's own.
@@ -61,16 +77,24 @@ class CpuKernels:
         if [ctypes.sizeof(v) for v in values] != kernel.parameter_sizes:
             raise KernelError(f"{name} is given {[ctypes.sizeof(v) for v in values]} bytes, declares {kernel.parameter_sizes}")
         if not 0 < prod(block) <= kernel.max_threads or min(*block, *grid) < 1 or max(grid[1:]) > MAX_GRID_YZ:
-            raise KernelError(f"{name}: grid {grid}, block {block}: at most {kernel.max_threads} threads, {MAX_GRID_YZ} blocks "
-                              "in y and z, and at least one of everything")
+            raise KernelError(
+                f"{name}: grid {grid}, block {block}: at most {kernel.max_threads} threads, {MAX_GRID_YZ} blocks "
+                "in y and z, and at least one of everything"
+            )
         if not 0 <= shared_bytes <= MAX_SHARED:
             raise KernelError(f"{name}: {shared_bytes} bytes of dynamic shared memory, CUDA gives {MAX_SHARED} unasked")
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         where = ctypes.c_size_t()
         with self.lock:
             message = self.library.cuda_on_cpu_launch(
-                kernel.call, pointers, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_uint(shared_bytes),
-                ctypes.c_longlong(-1 if seed is None else seed), ctypes.byref(where))
+                kernel.call,
+                pointers,
+                (ctypes.c_uint * 3)(*grid),
+                (ctypes.c_uint * 3)(*block),
+                ctypes.c_uint(shared_bytes),
+                ctypes.c_longlong(-1 if seed is None else seed),
+                ctypes.byref(where),
+            )
         if message:
             raise KernelError(f"{self._line(where.value)}: {name}: {message.decode()}")
 
@@ -104,12 +128,27 @@ def _load(source: Path, text: str, defines: tuple) -> tuple[dict[str, Kernel], c
     found = [(bounds.split(",")[0].strip() or str(MAX_THREADS), name) for bounds, name in KERNEL.findall(text)]
     # The unnamed namespace makes each __shared__ variable local to the file, also those of templates.
     text = DYNAMIC.sub(r"\1* const \2 = (\1*)cuda_on_cpu::dynamic_shared;", text)
-    code.write_text(f'#include "cuda_on_cpu.h"\nnamespace {{\n#line 1 "{source}"\n{text}\n}}\n' + "".join(
-        f'extern "C" void call_{name}(void** p) {{ cuda_on_cpu::call({name}, p); }}\n'
-        f'extern "C" int sizes_{name}(int* sizes) {{ return cuda_on_cpu::parameter_sizes({name}, sizes); }}\n'
-        f'extern "C" int bounds_{name}() {{ return {bounds}; }}\n' for bounds, name in found))
-    _run(*GPP, *KERNEL_FLAGS, "-S", f"-I{HERE}", f"-I{folder}", f"-I{source.parent}", *(f"-D{k}={v}" for k, v in defines), code,
-         "-o", assembler)
+    code.write_text(
+        f'#include "cuda_on_cpu.h"\nnamespace {{\n#line 1 "{source}"\n{text}\n}}\n'
+        + "".join(
+            f'extern "C" void call_{name}(void** p) {{ cuda_on_cpu::call({name}, p); }}\n'
+            f'extern "C" int sizes_{name}(int* sizes) {{ return cuda_on_cpu::parameter_sizes({name}, sizes); }}\n'
+            f'extern "C" int bounds_{name}() {{ return {bounds}; }}\n'
+            for bounds, name in found
+        )
+    )
+    _run(
+        *GPP,
+        *KERNEL_FLAGS,
+        "-S",
+        f"-I{HERE}",
+        f"-I{folder}",
+        f"-I{source.parent}",
+        *(f"-D{k}={v}" for k, v in defines),
+        code,
+        "-o",
+        assembler,
+    )
     assembler.write_text(STATIC.sub(_place, assembler.read_text()))
     _run(*GPP, "-shared", "-Wl,-Bsymbolic", assembler, _runtime(), "-o", library)
     loaded = ctypes.CDLL(str(library))
@@ -125,5 +164,7 @@ def _load(source: Path, text: str, defines: tuple) -> tuple[dict[str, Kernel], c
 def _place(variable: re.Match) -> str:
     """A __shared__ variable for runtime.cpp: in its section, with a gap after it, and in the table of variables."""
     name, size, alignment = variable.groups()
-    return (f'\t.pushsection cuda_shared,"aw"\n\t.balign {alignment}\n{name}:\n\t.zero {size}+{GAP}\n\t.popsection\n'
-            f'\t.pushsection cuda_variables,"aw"\n\t.balign 16\n\t.quad {name},{size}\n\t.popsection\n')
+    return (
+        f'\t.pushsection cuda_shared,"aw"\n\t.balign {alignment}\n{name}:\n\t.zero {size}+{GAP}\n\t.popsection\n'
+        f'\t.pushsection cuda_variables,"aw"\n\t.balign 16\n\t.quad {name},{size}\n\t.popsection\n'
+    )

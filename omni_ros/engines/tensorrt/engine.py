@@ -1,0 +1,297 @@
+"""TensorRT (or TensorRT-RTX) on an NVIDIA GPU. State stays on the device; a step of one shape replays as a CUDA graph.
+
+Strategy: every buffer is allocated at load, for the largest shapes of the engine's optimisation profiles: a pinned one on the
+host and one on the device for each input and output, one on the device for each state (two where the graph cannot write it in
+place). A profile with a single shape, such as a decoder's one-row step, is captured once: copies in, the network, copies out.
+Its run fills the pinned inputs, launches that graph, and waits for an event. All other runs put the same work on the stream.
+"""
+
+import hashlib
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from omni_ros.engines.cuda_device import CudaDevice, gpu_target
+from omni_ros.engines.engine import check_rows
+from omni_ros.engines.tensorrt.package import check_machine, check_plan, make_logger, rebuild_command
+from omni_ros.errors import EngineError, InputError
+
+Shapes = dict[str, tuple[int, ...]]
+GIB = 1 << 30
+
+
+@dataclass
+class Tensor:
+    """The two ends of an input or output."""
+
+    dtype: np.dtype
+    host: np.ndarray  # uint8, pinned
+    address: int | None  # on the device; None for an input that TensorRT reads on the CPU
+
+    def view(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The first bytes of `host`, as an array."""
+        count = int(np.prod(shape, dtype=np.int64))
+        return self.host[: count * self.dtype.itemsize].view(self.dtype).reshape(shape)
+
+
+@dataclass
+class Profile:
+    """The shapes that one execution context takes, and what is recorded of it."""
+
+    context: object
+    smallest: Shapes  # of the inputs that have symbolic dimensions
+    largest: Shapes
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # pinned, of a single-shape profile
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    graphs: list = field(default_factory=list)  # one; two when state alternates between two buffers
+
+    def fits(self, shapes: Shapes) -> bool:
+        return all(
+            all(low <= n <= high for low, n, high in zip(self.smallest[i], shapes[i], self.largest[i])) for i in self.smallest
+        )
+
+
+class TensorRTEngine:
+    """See engine.Engine. Not thread-safe: one engine belongs to one stage."""
+
+    device: CudaDevice | None = None
+
+    def __init__(self, directory: Path, config: dict):
+        self.directory, self.config, self.length = directory, config, 0
+        trt = check_machine(directory, config["tensorrt"])
+        plan = np.memmap(directory / "model.engine", np.uint8, mode="r")
+        if hashlib.sha256(plan).hexdigest() != config["engine_sha256"]:
+            raise EngineError(
+                f"{directory / 'model.engine'}: damaged (its checksum differs from config.json); copy it again, or "
+                f"{rebuild_command(gpu_target())}"
+            )
+        position = config.get("position") or {}
+        self.position, self.counts, self.axis = position.get("input"), position.get("counts"), position.get("axis", 0)
+        self.capacity = config["limits"].get("capacity")
+        self.inputs = {i["name"]: i for i in config["inputs"] if i["name"] != self.position}
+        self.device = CudaDevice(config["engine"])
+        try:
+            self._load(trt, plan)
+        except BaseException as e:
+            traceback.clear_frames(e.__traceback__)  # whoever keeps the error would keep TensorRT's share of the GPU
+            self.close()
+            raise
+
+    # ---- loading ----------------------------------------------------------------------------------------------------
+    def _load(self, trt: ModuleType, plan: np.ndarray) -> None:
+        states, device = self.config["state"], self.device
+        state_sizes = [int(np.prod(s["shape"])) * np.dtype(s["dtype"]).itemsize for s in states]
+        state = sum(size * (1 if s["in_place"] else 2) for s, size in zip(states, state_sizes))
+        self._check_memory({"weights": len(plan), "state": state})
+        self.logger = make_logger(trt)
+        self.runtime = trt.Runtime(self.logger)
+        self.engine = self.runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise EngineError(
+                f"{self.directory / 'model.engine'}: TensorRT {trt.__version__} cannot load it ({self._errors()}); "
+                f"{rebuild_command(gpu_target())}"
+            )
+        check_plan(trt, self.engine, self.directory, self.config)
+        activations = self.engine.device_memory_size_v2
+        self._check_memory({"state": state, "activations": activations})
+        # The contexts share one activation memory: on one stream they never run at the same time.
+        scratch = device.memory(activations)
+        profiles = self.config["tensorrt"]["profiles"].values()
+        fixed = [
+            not self.config["tensorrt"]["host_inputs"] and all(low == high for low, _, high in bounds.values())
+            for bounds in profiles
+        ]  # what the CPU reads when a step is captured would stay in its graph
+        self.profiles = [
+            self._profile(trt, index, bounds, scratch, activations, fixed[index]) for index, bounds in enumerate(profiles)
+        ]
+        self._allocate_tensors(trt)
+        self.state = [(s["input"], s["output"], size, device.memory(size)) for s, size in zip(states, state_sizes)]
+        self.spares = [a if s["in_place"] else device.memory(size) for s, (_, _, size, a) in zip(states, self.state)]
+        self.swaps = any(not s["in_place"] for s in states)
+        self.parity = 0  # which of two buffers holds the state
+        for profile in self.profiles:
+            for name, tensor in self.tensors.items():
+                self._ok(profile.context.set_tensor_address(name, tensor.address or tensor.host.ctypes.data))
+        self.reset()
+        for profile, single in zip(self.profiles, fixed):
+            if single:
+                self._capture(profile)
+        self.reset()  # running a step before capturing it, which TensorRT needs, has written into the state
+        device.wait()
+
+    def _check_memory(self, parts: dict[str, int]) -> None:
+        """Raise EngineError unless the bytes of `parts` can be allocated."""
+        free = self.device.free_memory()
+        if sum(parts.values()) > free:
+            listed = ", ".join(f"{name} {size / GIB:.3f}" for name, size in parts.items())
+            raise EngineError(
+                f"{self.directory}: needs {sum(parts.values()) / GIB:.3f} GiB of GPU memory ({listed}), {free / GIB:.3f} GiB are "
+                "free; close other programs, or lower --maxKVCacheCapacity and --maxCodeLen (state) or --maxInputLen "
+                f"(activations): {rebuild_command(gpu_target())}"
+            )
+
+    def _profile(self, trt: ModuleType, index: int, bounds: dict, scratch: int, size: int, single: bool) -> Profile:
+        """The execution context of a profile, with `scratch` for its activations."""
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT-RTX compiles kernels for the shapes it meets in the background: too late for a graph, which keeps its own
+            options = self.engine.create_runtime_config()
+            options.set_execution_context_allocation_strategy(strategy)
+            if single:
+                options.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            context = self.engine.create_execution_context(options)
+        else:
+            context = self.engine.create_execution_context(strategy)
+        if context is None:
+            raise EngineError(
+                f"{self.directory}: TensorRT cannot make an execution context ({self._errors()}); {self.device.outlook()}"
+            )
+        context.set_device_memory(scratch, size)
+        self._ok(context.set_optimization_profile_async(index, int(self.device.stream)))
+        smallest, largest = ({name: tuple(shapes[k]) for name, shapes in bounds.items()} for k in (0, 2))
+        return Profile(context, smallest, largest)
+
+    def _allocate_tensors(self, trt: ModuleType) -> None:
+        """A pinned buffer and a device buffer for the largest shape of every input and output."""
+        shapes: dict[str, list] = {
+            i["name"]: [p.largest.get(i["name"], i["shape"]) for p in self.profiles] for i in self.config["inputs"]
+        }
+        self.tensors: dict[str, Tensor] = {}
+        for entry in self.config["inputs"]:
+            self._allocate(trt, entry, shapes[entry["name"]])
+        for p in self.profiles:
+            for name, tensor in self.tensors.items():
+                if tensor.address is None:  # rows so far: the more, the longer the output
+                    tensor.view((1,))[:] = self.capacity
+                    self._ok(p.context.set_tensor_address(name, tensor.host.ctypes.data))
+        outputs = [self._infer(p, p.largest) for p in self.profiles]
+        for entry in self.config["outputs"]:
+            self._allocate(trt, entry, [o[entry["name"]] for o in outputs])
+
+    def _allocate(self, trt: ModuleType, entry: dict, shapes: list) -> None:
+        dtype = np.dtype(entry["dtype"])
+        size = max(int(np.prod(s, dtype=np.int64)) for s in shapes) * dtype.itemsize
+        on_device = self.engine.get_tensor_location(entry["name"]) == trt.TensorLocation.DEVICE
+        self.tensors[entry["name"]] = Tensor(dtype, self.device.pinned(size), self.device.memory(size) if on_device else None)
+
+    def _infer(self, profile: Profile, shapes: Shapes) -> Shapes:
+        """Tell the context its input shapes; the shapes of the outputs."""
+        for name in profile.smallest:
+            self._ok(profile.context.set_input_shape(name, shapes[name]))
+        try:
+            missing = profile.context.infer_shapes()
+        except RuntimeError as e:
+            raise EngineError(f"{self.config['engine']}: TensorRT cannot take inputs {shapes} ({e})") from e
+        outputs = {o["name"]: tuple(profile.context.get_tensor_shape(o["name"])) for o in self.config["outputs"]}
+        if missing or any(d < 0 for shape in outputs.values() for d in shape):
+            raise EngineError(
+                f"{self.directory}: TensorRT cannot tell {missing or outputs} from inputs {shapes} "
+                f"({self._errors()}); build the engine again"
+            )
+        return outputs
+
+    def _capture(self, profile: Profile) -> None:
+        """Record the only step that `profile` has, once for each buffer that may hold the state."""
+        profile.inputs = {
+            i["name"]: self.tensors[i["name"]].view(profile.largest.get(i["name"], tuple(i["shape"])))
+            for i in self.config["inputs"]
+        }
+        profile.outputs = {name: self.tensors[name].view(s) for name, s in self._infer(profile, profile.largest).items()}
+        for view in profile.inputs.values():
+            view[...] = 0
+        for parity in range(2 if self.swaps else 1):
+            self.parity = parity
+            self._enqueue(profile, profile.inputs, profile.outputs)  # TensorRT's own preparations cannot be captured
+            profile.graphs.append(self.device.capture(self._enqueue, profile, profile.inputs, profile.outputs))
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays returned are the caller's: no later run writes into them."""
+        if not self.profiles:
+            raise EngineError(f"{self.config['engine']}: was closed; open {self.directory} again")
+        shapes = self._check_inputs(inputs)
+        rows = check_rows(self, inputs)
+        profile = next((p for p in self.profiles if p.fits(shapes)), None)
+        if profile is None:
+            raise InputError(
+                f"{self.config['engine']}: inputs {shapes} are not among the shapes that it was built for, at most "
+                f"{self.profiles[-1].largest}; send less, or build with larger limits"
+            )
+        pinned = profile.inputs or {name: self.tensors[name].view(shape) for name, shape in shapes.items()}
+        for name, array in inputs.items():
+            pinned[name][...] = array
+        if self.position:
+            pinned[self.position][...] = self.length
+        if profile.graphs:
+            outputs = profile.outputs
+            self.device.launch(profile.graphs[self.parity])
+        else:
+            outputs = {name: self.tensors[name].view(shape) for name, shape in self._infer(profile, shapes).items()}
+            self._enqueue(profile, pinned, outputs)
+        self.device.wait()
+        self.length += rows
+        self.parity ^= self.swaps
+        return {name: view.copy() for name, view in outputs.items()}
+
+    def _check_inputs(self, inputs: dict[str, np.ndarray]) -> Shapes:
+        """The shapes of all inputs, `position` included. Raises InputError for what the graph does not take."""
+        if inputs.keys() != self.inputs.keys():
+            raise InputError(f"{self.config['engine']} takes {sorted(self.inputs)}, got {sorted(inputs)}")
+        sizes: dict[str, int] = {}
+        for name, array in inputs.items():
+            shape, dtype = self.inputs[name]["shape"], self.tensors[name].dtype
+            agrees = len(shape) == array.ndim and all(
+                n == (d if isinstance(d, int) else sizes.setdefault(d, n)) for d, n in zip(shape, array.shape)
+            )
+            if not agrees or not np.can_cast(array.dtype, dtype, "same_kind"):
+                raise InputError(
+                    f"{self.config['engine']}: {name} must be {dtype}{shape} with {sizes}, got {array.dtype}{list(array.shape)}"
+                )
+        shapes = {name: array.shape for name, array in inputs.items()}
+        return shapes | {self.position: (1,)} if self.position else shapes
+
+    def _enqueue(self, profile: Profile, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        """Copies in, the network, copies out, on the stream."""
+        context, device = profile.context, self.device
+        for name, pinned in inputs.items():
+            if self.tensors[name].address is not None:
+                device.upload(self.tensors[name].address, pinned)
+        for (name, output, _, first), second in zip(self.state, self.spares):
+            read, written = (second, first) if self.parity else (first, second)
+            self._ok(context.set_tensor_address(name, read) and context.set_tensor_address(output, written))
+        self._ok(context.execute_async_v3(int(device.stream)))
+        for name, pinned in outputs.items():
+            device.download(pinned, self.tensors[name].address)
+
+    def reset(self) -> None:
+        self.length = 0
+        # KV caches too: a masked row counts for nothing only as long as it holds numbers, and a bad turn may leave others
+        for (_, _, size, first), second in zip(self.state, self.spares):
+            self.device.zero((first, second)[self.parity], size)
+
+    def truncate(self, length: int) -> None:
+        if self.swaps:
+            raise EngineError(f"{self.config['engine']}: this engine's state can be reset but not truncated")
+        if not 0 <= length <= self.length:
+            raise ValueError(f"truncate({length}) of {self.length} rows")
+        self.length = length
+
+    def _ok(self, done: bool) -> None:
+        if not done:
+            raise EngineError(f"{self.config['engine']}: TensorRT failed ({self._errors()}); {self.device.outlook()}")
+
+    def _errors(self) -> str:
+        """What TensorRT has said since this was last asked."""
+        said, self.logger.errors = self.logger.errors, []
+        return " ".join("; ".join(said).split()) or "no reason given"
+
+    def close(self) -> None:
+        """Free everything on the GPU; the engine cannot run afterwards."""
+        self.profiles, self.engine, self.runtime = [], None, None  # before the memory that they point into
+        if self.device:
+            self.device.close()
+
+    __del__ = close
