@@ -14,7 +14,7 @@ from omni_ros.errors import EngineError, KVCacheFullError
 
 
 class State:
-    """What one conversation has in one engine: KV caches, or Code2Wav's convolutions and windows. It stays in the backend."""
+    """What a conversation has in one engine: KV caches, or Code2Wav's convolutions and windows. They never leave the backend."""
 
     length = 0  # rows so far
     closed = False
