@@ -49,7 +49,7 @@ def build_onnxruntime(onnx_root: Path, engines_root: Path, weights: str, limits:
             int4 = weights == "int4" and name in INT4_ENGINES
             Lowering(source, directory, int4).run(config["limits"])
             _copy_sidecars(source, directory)
-            _write_config(directory, config, "int4" if int4 else "float32", "float32")
+            _write_config(directory, config, "onnxruntime", "int4" if int4 else "float32", "float32")
     return present
 
 
@@ -74,8 +74,7 @@ def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str
                 weights = dtype = "float32"
             else:
                 lower_encoder(source, directory)
-            config["device"] = "cuda"
-            _write_config(directory, config, weights, dtype)
+            _write_config(directory, config, "cuda", weights, dtype)
     return present
 
 
@@ -123,17 +122,18 @@ def _exported_config(source: Path) -> dict:
     return config
 
 
-def _write_config(directory: Path, config: dict, weights: str, dtype: str) -> None:
+def _write_config(directory: Path, config: dict, backend: str, weights: str, dtype: str) -> None:
     """The exported config.json with symbolic limits made numbers, the build's dtype for float16, and its identity."""
     limits = config["limits"]
     for entry in config["inputs"] + config["outputs"] + config["state"]:
         entry["dtype"] = entry["dtype"].replace("float16", dtype)
         entry["shape"] = [limits.get(d, d) if isinstance(d, str) else d for d in entry["shape"]]
-    config.update(backend="cuda" if config.pop("device", "") else "onnxruntime", weights=weights, dtype=dtype)
+    config.update(backend=backend, weights=weights, dtype=dtype)
     config["provenance"].update(onnx_sha256=config["graph_sha256"], built_with=__version__)
     if (directory / "model.onnx").is_file():
         config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
     config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir())}
+    config["checksums"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
