@@ -11,8 +11,8 @@ from omni_ros.pipeline.audio_encoder import AudioEncoder
 from omni_ros.pipeline.positions import mrope_positions
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 from omni_ros.pipeline.visual_encoder import VisualEncoder
-from omni_ros.preprocess.audio import load_audio, load_features, log_mels
-from omni_ros.preprocess.image import VisionConfig, image_patches, load_image
+from omni_ros.preprocess.audio import load_audio, load_features, log_mel
+from omni_ros.preprocess.image import VisionConfig, image_patches
 from omni_ros.preprocess.video import load_video, video_patches
 
 ARRAY_AXES = {"audio": ("samples",), "image": ("height", "width", "RGB"), "video": ("frames", "height", "width", "RGB")}
@@ -112,27 +112,27 @@ class PromptBuilder:
         )
 
     def _load_audio(self, sources: list) -> list[np.ndarray]:
-        """Mel features float32 [128, frames] of each file, features file or array. Clips that are still samples go
-        through the front end together, as transformers' processor does."""
-        ready = [not isinstance(source, np.ndarray) and str(source).endswith(".safetensors") for source in sources]
-        samples = [
-            source if isinstance(source, np.ndarray) else load_audio(source)
-            for source, is_mel in zip(sources, ready)
-            if not is_mel
+        """Mel features float32 [128, frames] of each file, features file or array."""
+        most = self.max_input_len / 13 + 1  # seconds: the encoder makes 13 tokens of each
+        return [
+            log_mel(source)
+            if isinstance(source, np.ndarray)
+            else load_features(source, most)
+            if str(source).endswith(".safetensors")
+            else log_mel(load_audio(source, most))
+            for source in sources
         ]
-        mels = iter(log_mels(samples))
-        return [load_features(source) if is_mel else next(mels) for source, is_mel in zip(sources, ready)]
 
     def _load_visual(self, kind: str, part: dict[str, Any]) -> dict[str, Any]:
         """Kind, patches, grid and `tokens` (how many prompt rows it takes) of one image or video."""
         source, config = part[kind], self.vision_config
         if kind == "image":
-            patches, grid = image_patches(source if isinstance(source, np.ndarray) else load_image(source), config)
+            patches, grid = image_patches(source, config, part.get("max_pixels"), self.max_input_len)
             seconds = 0.0
         else:
             fps = part.get("fps", VIDEO_FPS)
-            frames = source if isinstance(source, np.ndarray) else load_video(source, fps, config)
-            patches, grid, seconds = video_patches(frames, fps, config)
+            frames = source if isinstance(source, np.ndarray) else load_video(source, fps, config, self.max_input_len)
+            patches, grid, seconds = video_patches(frames, fps, config, self.max_input_len)
         return {
             "kind": kind,
             "patches": patches,
