@@ -34,6 +34,7 @@ class Request:
     seed: int | None = None  # None: different every time
     first_chunk_frames: int = 1  # the first two speech chunks are this small ...
     chunk_frames: int = 8  # ... then every other one doubles, up to this size
+    special_tokens: bool = True  # False: what looks like a special token in a text is plain text, as words of a stranger are
 
     def __post_init__(self) -> None:
         for name, low in (
