@@ -91,13 +91,13 @@ def test_mono_at_the_rate_that_is_wanted(tmp_path):
     np.testing.assert_array_equal(load_audio(wav(tmp_path / "a.wav", TONE[:, None].astype(np.float32))), TONE.astype(np.float32))
 
 
-@pytest.mark.parametrize("rate", [1, 2, 100, 7999, 768001, 2**31 - 1])
+@pytest.mark.parametrize("rate", [1, 2, 100, 7999, 384001, 2**31 - 1])
 def test_impossible_rate(tmp_path, rate):
     with pytest.raises(InputError, match=r"slow\.wav"):
         load_audio(wav(tmp_path / "slow.wav", np.zeros((SECOND, 1), np.int16), rate))
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 44100, 192000, 768000])
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 192000, 384000])
 def test_possible_rates(tmp_path, rate):
     assert len(load_audio(wav(tmp_path / "a.wav", np.zeros((rate, 1), np.int16), rate))) == pytest.approx(SECOND, abs=200)
 

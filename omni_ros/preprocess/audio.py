@@ -16,7 +16,7 @@ HOP = 160  # one mel frame per 10 ms
 N_FFT = 400
 MEL_BINS = 128
 MIN_SAMPLES = N_FFT // 2 + 1  # the first frame mirrors this much of the signal around its start
-MIN_RATE, MAX_RATE = 8000, 768000  # from telephones to the fastest converters; anything else is a damaged header
+MIN_RATE, MAX_RATE = 8000, 384000  # from telephones to the fastest sound cards; anything else is a damaged header
 MAX_CHANNELS = 64  # FFmpeg's PCM decoders take no more
 MAX_SECONDS = 2400.0  # 40 minutes, the longest sound the model was made for
 MAX_LEVEL = 100.0  # full scale is 1: samples of this size are integers that nobody scaled, or no sound
@@ -27,7 +27,7 @@ def load_audio(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray
     """Decode an audio file (or the sound of a video) to float32 [n]: the mean of its channels, at 16 kHz.
 
     Raises InputError naming the file when it cannot be decoded, holds no sound or samples far out of range, has more
-    than 64 channels or a rate outside 8..768 kHz; PromptTooLongError as soon as `max_seconds` are exceeded, so that
+    than 64 channels or a rate outside 8..384 kHz; PromptTooLongError as soon as `max_seconds` are exceeded, so that
     what a file claims about its length does not matter.
     """
     most = int(max_seconds * SAMPLE_RATE)

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omni_ros.errors import InputError
 from omni_ros.preprocess.media import open_regular
@@ -43,7 +43,7 @@ class Picture:
                 f"{self.name}: its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}, whose black and white "
                 "nobody has written down: convert it to 8 bits"
             )
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB is a copy
 
     def _high_byte(self) -> Image.Image:
         """16-bit grey as 8-bit: as Pillow itself reads 16-bit RGB. Its own conversion of grey would clip at 255."""
@@ -76,5 +76,7 @@ def open_picture(source: str | Path | bytes, name: str | None = None) -> Iterato
                 yield Picture(name, image)
     except InputError:
         raise
+    except UnidentifiedImageError as e:
+        raise InputError(f"{name}: not a readable image: damaged, or none of {', '.join(FORMATS)}") from e
     except Exception as e:  # noqa: BLE001 - on damaged files Pillow's readers raise nearly anything
         raise InputError(f"{name}: not a readable image ({e})") from e
