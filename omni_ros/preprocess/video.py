@@ -39,7 +39,7 @@ def load_video(path: str | Path, fps: float, config: VisionConfig, max_tokens: i
         height, width = stream.codec_context.height, stream.codec_context.width
         if not 0 < height * width <= MAX_FRAME_PIXELS:
             raise InputError(
-                f"{path}: frames of {width} x {height} pixels, at most {MAX_FRAME_PIXELS} are decoded: make it smaller"
+                f"{path}: frames of {width} x {height} pixels: damaged, or more than {MAX_FRAME_PIXELS}; make them smaller"
             )
         size = fitted(height, width, config)
         check_tokens(-(-len(wanted) // config.temporal_patch_size), *size, config, max_tokens, str(path))
