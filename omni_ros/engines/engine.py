@@ -43,20 +43,20 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
     directory = Path(directory)
     config = read_config(directory)
     check_files(directory, config)
-    if config.get("device") == "cuda" and cuda_device.gpu_target() is None:
+    if config["backend"] == "cuda" and cuda_device.gpu_target() is None:
         raise EngineError(
             f"{directory}: built for a GPU, and none answers here (nvidia-smi shows what the driver sees); or "
             "build the engines with --device cpu"
         )
-    if config["engine"] == "code_predictor" and config.get("device") == "cuda":
+    if config["engine"] == "code_predictor" and config["backend"] == "cuda":
         from omni_ros.engines.cuda.code_predictor import CudaCodePredictor  # cuda-python, only when used
 
         return CudaCodePredictor(directory, config)
-    if "decoder" in config and config.get("device") == "cuda":
+    if "decoder" in config and config["backend"] == "cuda":
         from omni_ros.engines.cuda.decoder import CudaDecoder  # cuda-python, only when used
 
         return CudaDecoder(directory, config)
-    if config["backend"] == "onnxruntime" and config.get("device") == "cuda":
+    if config["backend"] == "cuda":
         from omni_ros.engines.cuda.onnxruntime_engine import OnnxRuntimeCudaEngine  # heavy import, only when used
 
         return OnnxRuntimeCudaEngine(directory, config, threads)
@@ -76,7 +76,7 @@ def open_engine(directory: str | Path, threads: int = 0) -> Engine:
 
 def open_projection(talker: Engine, name: str) -> Callable[[np.ndarray], np.ndarray]:
     """One of the Talker's projections, [n, Thinker's hidden] -> [n, Talker's hidden], float32, where the Talker runs."""
-    if talker.config.get("device") == "cuda":
+    if talker.config["backend"] == "cuda":
         from omni_ros.engines.cuda.projection import CudaProjection  # cuda-python, only when used
 
         return CudaProjection(talker.directory / name, talker.config["decoder"])

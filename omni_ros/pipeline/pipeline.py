@@ -18,7 +18,8 @@ from omni_ros.pipeline.talker import Talker
 from omni_ros.pipeline.thinker import Thinker
 from omni_ros.pipeline.visual_encoder import VisualEncoder
 
-ENGINES = ("thinker", "talker", "code_predictor", "code2wav", "multimodal/audio", "multimodal/visual")
+SPEECH = ("talker", "code_predictor", "code2wav")
+ENGINES = ("thinker", *SPEECH, "multimodal/audio", "multimodal/visual")
 
 
 class Pipeline:
@@ -34,36 +35,43 @@ class Pipeline:
                     "build the engines again, each into its own folder"
                 )
         self.thinker = Thinker(engines["thinker"])
-        self.talker = Talker(
-            engines["talker"], CodePredictor(engines["code_predictor"]), self.thinker.model, self.thinker.embedding
-        )
-        self.code2wav = Code2Wav(engines["code2wav"])
-        spoken = (self.talker.model["num_code_groups"], engines["code_predictor"].config["model"]["vocab_size"])
-        if spoken != (self.code2wav.num_quantizers, self.code2wav.codebook_size):
-            raise EngineError(
-                f"{engines['code2wav'].directory}: decodes another codec than the Talker speaks; "
-                "export and build all engines from one checkpoint"
+        self.talker = self.code2wav = None
+        if set(SPEECH) <= set(engines):
+            self.talker = Talker(
+                engines["talker"], CodePredictor(engines["code_predictor"]), self.thinker.model, self.thinker.embedding
             )
+            self.code2wav = Code2Wav(engines["code2wav"])
+            spoken = (self.talker.model["num_code_groups"], engines["code_predictor"].config["model"]["vocab_size"])
+            if spoken != (self.code2wav.num_quantizers, self.code2wav.codebook_size):
+                raise EngineError(
+                    f"{engines['code2wav'].directory}: decodes another codec than the Talker speaks; "
+                    "export and build all engines from one checkpoint"
+                )
         self.prompt_builder = PromptBuilder(
             engines["thinker"].directory,
             self.thinker.model,
             engines["thinker"].config["limits"]["max_input_len"],
-            AudioEncoder(engines["multimodal/audio"]),
-            VisualEncoder(engines["multimodal/visual"]),
+            AudioEncoder(engines["multimodal/audio"]) if "multimodal/audio" in engines else None,
+            VisualEncoder(engines["multimodal/visual"]) if "multimodal/visual" in engines else None,
         )
         self._busy = threading.Lock()
         self._turn: Turn | None = None
 
     @classmethod
-    def open(cls, engine_dir: str | Path, threads: int = 0) -> "Pipeline":
+    def open(
+        cls, engine_dir: str | Path, threads: int = 0, folders: dict[str, Path] | None = None, speech: bool = True
+    ) -> "Pipeline":
         """Load the engines that `offline.build_engines` wrote; `threads` per engine, 0 for every core.
 
+        `folders` maps names of ENGINES to folders, if they are not those below `engine_dir`; what it leaves out is missed
+        only by a request that needs it. Without `speech` no engine of speech is loaded.
         Raises EngineError naming the file when one is missing or damaged.
         """
-        engines = {name: open_engine(Path(engine_dir) / name, threads) for name in ENGINES}
+        folders = {name: Path(engine_dir) / name for name in ENGINES} if folders is None else folders
+        engines = {n: open_engine(folder, threads) for n, folder in folders.items() if speech or n not in SPEECH}
         # numpy is left with a few products between engine calls. Beside the busy threads of engines on a CPU, threads that
         # BLAS starts for them stall the first sound for up to 60 ms; beside engines on a GPU they are welcome.
-        on_cpu = engines["thinker"].config["backend"] == "onnxruntime" and engines["thinker"].config.get("device") != "cuda"
+        on_cpu = engines["thinker"].config["backend"] == "onnxruntime"
         threadpool_limits(1 if on_cpu else 4, user_api="blas")
         return cls(engines)
 
@@ -81,6 +89,8 @@ class Pipeline:
         if not self._busy.acquire(blocking=False):
             raise OmniError("a turn is running; cancel() it and read its events to the end first")
         try:
+            if request.audio_output and self.talker is None:
+                raise EngineError(f"speech needs the engines {', '.join(SPEECH)}, which were not loaded")
             self._turn = Turn(request, self.prompt_builder, self.thinker, self.talker, self.code2wav)
             yield from self._turn.run()
         finally:

@@ -37,7 +37,9 @@ class Prompt:
 
 
 class PromptBuilder:
-    def __init__(self, directory: Path, model: dict, max_input_len: int, audio: AudioEncoder, visual: VisualEncoder):
+    def __init__(
+        self, directory: Path, model: dict, max_input_len: int, audio: AudioEncoder | None, visual: VisualEncoder | None
+    ):
         """`directory` is the Thinker's engine folder, `model` the model section of its config."""
         self.tokenizer = ChatTokenizer(directory)
         tokens = self.tokenizer.tokenizer.get_vocab_size()
@@ -50,7 +52,7 @@ class PromptBuilder:
             self.vision_config = VisionConfig.from_files(directory)
         except CheckpointError as e:
             raise EngineError(str(e)) from e
-        for encoder in (audio, visual):
+        for encoder in filter(None, (audio, visual)):
             made_for = encoder.engine.config["model"]
             levels = made_for.get("levels", model["num_deepstack"])
             if (made_for["hidden_size"], levels) != (model["hidden_size"], model["num_deepstack"]):
@@ -65,6 +67,11 @@ class PromptBuilder:
     def build(self, messages: list[dict[str, Any]]) -> Prompt:
         """Raises InputError for messages or media that cannot be used, PromptTooLongError past max_input_len."""
         parts = _media_parts(messages)
+        for kind, _ in parts:
+            if (self.audio if kind == "audio" else self.visual) is None:
+                raise EngineError(
+                    f"{kind} in a prompt needs the {'audio' if kind == 'audio' else 'visual'} encoder, which is not loaded"
+                )
         mels = self._load_audio([part["audio"] for kind, part in parts if kind == "audio"])
         clips = iter(mels)
         media = [

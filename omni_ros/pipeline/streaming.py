@@ -31,7 +31,7 @@ class Turn:
 
     def __init__(self, request: Request, builder: PromptBuilder, thinker: Thinker, talker: Talker, code2wav: Code2Wav):
         self.request, self.builder, self.thinker, self.talker, self.code2wav = request, builder, thinker, talker, code2wav
-        self.max_frames = code2wav.engine.config["limits"]["capacity"]
+        self.max_frames = code2wav.engine.config["limits"]["capacity"] if code2wav else 0
         self.cancelled = threading.Event()
         self.texts: Channel[np.ndarray] = Channel(TOKEN_LEAD if request.streaming else request.max_generate_length)
         self.frames: Channel[np.ndarray] = Channel(min(request.max_audio_length, self.max_frames) + 1)
@@ -232,7 +232,11 @@ class Turn:
             self.metrics[name] = time.perf_counter() - self.started
 
     def _codes(self) -> np.ndarray:
-        return np.stack(self.codes, axis=1) if self.codes else np.zeros((self.code2wav.num_quantizers, 0), np.int64)
+        return (
+            np.stack(self.codes, axis=1)
+            if self.codes
+            else np.zeros((self.code2wav.num_quantizers if self.code2wav else 0, 0), np.int64)
+        )
 
     def _metrics(self) -> dict[str, Any]:
         """Times in seconds since the request arrived, then rates."""
