@@ -140,7 +140,7 @@ def pytest_report_header() -> list[str]:
     return report()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter) -> None:
     for line in report():  # again where the run is long, or has no head (-q)
         terminalreporter.write_line(line)
 
