@@ -50,7 +50,7 @@ def compare(reference: Pipeline, other: Pipeline, requests: list[Request]) -> di
         pairs = [_replay(other.engines[name], turn) for turn in _turns(calls, name)]
         ours, theirs = (np.concatenate([o["logits"] for pair in pairs for o in pair[side]]) for side in (0, 1))
         if name == "talker":  # ids that are never drawn say nothing
-            ours, theirs = (np.delete(x, reference.talker.suppressed, axis=1) for x in (ours, theirs))
+            ours, theirs = (np.delete(x, reference.models.speak().talker.suppressed, axis=1) for x in (ours, theirs))
         report[name] = logits_distance(ours, theirs)
         shown = set.intersection(*(set(pairs[0][side][0]) for side in (0, 1)))
         layers = sorted((k for k in shown if k.startswith("layer_")), key=lambda k: int(k[6:]))

@@ -38,7 +38,9 @@ def load_session(directory: Path, config: EngineConfig, threads: int, providers:
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as e:  # ORT raises half a dozen classes of its own for a bad model
-        raise EngineError(f"{path}: ONNX Runtime cannot load it ({e}); build the engine again") from e.with_traceback(None)
+        raise EngineError(f"{path}: ONNX Runtime cannot load it ({one_line(e)}); build the engine again") from e.with_traceback(
+            None
+        )
 
 
 def check_graph(session: ort.InferenceSession, directory: Path, config: EngineConfig) -> None:
@@ -88,8 +90,12 @@ def run_graph(
         session.run_with_iobinding(binding)
     except Exception as e:
         shapes = {name: array.shape for name, array in inputs.items()}
-        raise EngineError(f"{config.engine}: ONNX Runtime failed on inputs {shapes} ({e})") from e.with_traceback(None)
+        raise EngineError(f"{config.engine}: ONNX Runtime failed on inputs {shapes} ({one_line(e)})") from e.with_traceback(None)
     if state is not None:
         state.swap()
         state.length += rows
     return {output.name: value.numpy() for output, value in zip(config.outputs, binding.get_outputs())}
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -267,7 +267,7 @@ class TensorRTEngine:
     def close(self) -> None:
         with self.running:
             for profile in self.profiles:
-                profile.context = None  # before the engine, and that before the memory that they point into
+                profile.close()  # before the engine, and that before the memory that they point into
             self.profiles, self.engine, self.runtime = [], None, None
             if self.device:
                 self.device.close()

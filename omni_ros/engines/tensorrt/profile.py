@@ -23,7 +23,7 @@ class Tensor:
 
 @dataclass
 class Profile:
-    context: object  # trt.IExecutionContext
+    context: object | None  # trt.IExecutionContext
     smallest: Shapes  # of the inputs that have symbolic dimensions
     largest: Shapes
     inputs: dict[str, np.ndarray] = field(default_factory=dict)  # pinned, of a single-shape profile
@@ -34,3 +34,7 @@ class Profile:
         return all(
             all(low <= n <= high for low, n, high in zip(self.smallest[i], shapes[i], self.largest[i])) for i in self.smallest
         )
+
+    def close(self) -> None:
+        """Somebody may still have this object: the frame of a run that failed, in an error that was kept."""
+        self.context, self.graphs = None, []
