@@ -125,9 +125,9 @@ class Driver:
 
 def test_the_gpu_is_given_what_was_kept(tmp_path, compiled, monkeypatch):
     """All kernels by name, from a compiled and from a kept file."""
-    driver = Driver()
+    driver, gpu = Driver(), Cuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
-    monkeypatch.setattr(cuda_device, "import_cuda", lambda gpu=Cuda(): gpu)
+    monkeypatch.setattr(cuda_device, "import_cuda", lambda: gpu)
     for _ in range(2):
         device = cuda_device.CudaDevice("talker")
         kernels = Kernels(device, tmp_path, SMALL, DECODE, PREFILL)
@@ -137,9 +137,10 @@ def test_the_gpu_is_given_what_was_kept(tmp_path, compiled, monkeypatch):
 
 
 def test_without_a_compiler_and_nothing_kept_the_error_says_what_to_install(tmp_path, monkeypatch):
+    gpu = Cuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", Driver())
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
-    monkeypatch.setattr(cuda_device, "import_cuda", lambda gpu=Cuda(): gpu)
+    monkeypatch.setattr(cuda_device, "import_cuda", lambda: gpu)
     compiler.compile_kernels.cache_clear()
     with pytest.raises(EngineError, match="pip install nvidia-cuda-nvrtc"):
         Kernels(cuda_device.CudaDevice("talker"), tmp_path, SMALL, DECODE)

@@ -21,10 +21,10 @@ from offline.checkpoints.checkpoint import Checkpoint
 from offline.compare import compare
 from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines import cuda_device
+from omni_ros.engines.config import DecoderConfig, read_config
 from omni_ros.engines.cuda import code_predictor as cuda_code_predictor
 from omni_ros.engines.cuda import decoder as cuda_decoder
 from omni_ros.engines.cuda import projection as cuda_projection
-from omni_ros.engines.config import DecoderConfig, read_config
 from omni_ros.engines.cuda.compiler import source
 from omni_ros.engines.engine import Engine, State
 from omni_ros.engines.open import open_engine, open_projection

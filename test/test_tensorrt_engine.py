@@ -47,9 +47,8 @@ def inputs_for(engine: Engine, sizes: dict[str, int], rng: np.random.Generator) 
     inputs = {}
     for entry in engine.config.fed:
         shape = [d if isinstance(d, int) else sizes[d] for d in entry.shape]
-        inputs[entry.name] = (
-            rng.integers(0, 5, shape) if entry.dtype == "int64" else rng.standard_normal(shape).astype(np.float32)
-        )
+        ints = entry.dtype == "int64"
+        inputs[entry.name] = rng.integers(0, 5, shape) if ints else rng.standard_normal(shape).astype(np.float32)
     return inputs
 
 
