@@ -6,7 +6,6 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
