@@ -9,11 +9,13 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 from broken_files import edit_config, write
 
-from omni_ros.engines import verify
+from omni_ros.engines import sidecar, verify
 from omni_ros.engines.open import open_engine
+from omni_ros.engines.sidecar import Embedding
 from omni_ros.errors import EngineError
 
 
@@ -100,6 +102,27 @@ def test_engines_without_checksums(talker):
     assert open_engine(talker).verified is None
     with pytest.raises(EngineError, match="config.json: has no checksums; build the engine again"):
         open_engine(talker, verify="full")
+
+
+def test_rows_of_a_large_embedding_are_read_when_they_are_needed(talker, monkeypatch):
+    """From the file that was opened: one that takes its place changes nothing, one that shrinks is an error, not the end."""
+    path, ids = talker / "embedding.safetensors", [3, 0, 3, 1087]
+    small = Embedding(path)
+    monkeypatch.setattr(sidecar, "IN_MEMORY", 1000)
+    large = Embedding(path)
+    np.testing.assert_array_equal(large[ids], small[ids])
+    assert large[[]].shape == (0, 64)
+    with pytest.raises(IndexError, match="embedding.safetensors: rows from 0 to 1088 of 1088"):
+        large[[0, 1088]]
+    content = path.read_bytes()
+    write(path, bytes(len(content)))
+    np.testing.assert_array_equal(large[ids], small[ids])
+    write(path, content)
+    shrinks = Embedding(path)
+    os.truncate(path, 5000)
+    assert shrinks[[0]].any()
+    with pytest.raises(EngineError, match="embedding.safetensors: shorter than when it was opened; replace engines by rename"):
+        shrinks[ids]
 
 
 def test_an_unknown_mode(talker):
