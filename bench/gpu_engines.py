@@ -84,7 +84,7 @@ def memory_used() -> int:
 def alone(name: str, engine: Engine, repetitions: int, traffic: Traffic | None = None, bandwidth: float | None = None) -> Part:
     """`traffic` is what a step of this engine reads, `bandwidth` bytes/s; without both, no share of the limit."""
     random, seconds, cached, step = np.random.default_rng(0), {}, 0, None
-    state = engine.new_state() if engine.config.state else None
+    state = engine.new_state()
     if name in ("thinker", "talker"):
         for count in PREFILL_ROWS:
             inputs = decoder_rows(engine, 0, count)
@@ -110,8 +110,7 @@ def alone(name: str, engine: Engine, repetitions: int, traffic: Traffic | None =
         see, grid = VisualEncoder(engine), np.array([[1, PATCHES, PATCHES]])
         patches = random.standard_normal((PATCHES**2, see.patch_width), np.float32)
         seconds[f"picture of {PATCHES} x {PATCHES} patches"] = median_s(lambda: see(patches, grid), repetitions)
-    if state is not None:
-        state.close()  # an engine on a GPU takes one conversation at a time
+    state.close()
     rows = [Row(f"{name}, {what}", 1e3 * value, "ms") for what, value in seconds.items()]
     if step and traffic and bandwidth:
         read = traffic.read + traffic.kv_row * cached

@@ -1,17 +1,13 @@
 """config.json of an engine folder, read once into typed values. A key that is missing or of another type names the file."""
 
-import dataclasses
 import json
-import math
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from omni_ros.engines.agreement import check_agreement
+from omni_ros.engines.parse import parse
 from omni_ros.errors import EngineError
-
-DTYPES = ("float32", "float16", "int64", "int32", "bool")  # of what goes in and out of an engine
-LARGEST = 1 << 53  # what every reader of JSON takes for the same integer
 
 
 @dataclass
@@ -229,84 +225,15 @@ def read_config(directory: Path) -> EngineConfig:
         raise EngineError(f"{path}: not valid JSON ({e}); build the engine again") from e
     if not isinstance(values, dict):
         raise EngineError(f"{path}: must be a JSON object; build the engine again")
-    config: EngineConfig = _parse(EngineConfig, values, "", path)
+    config: EngineConfig = parse(EngineConfig, values, "", path)
     if config.engine not in KINDS:
         raise EngineError(f"{path}: engine is {config.engine!r}, known are {', '.join(KINDS)}; build the engine again")
     model, limits = KINDS[config.engine]
-    config.model = _parse(model, config.model, "model.", path)
-    config.limits = _parse(limits, config.limits, "limits.", path)
-    _check(config, path)
+    config.model = parse(model, config.model, "model", path)
+    config.limits = parse(limits, config.limits, "limits", path)
+    check_agreement(config, path)
     return config
-
-
-def _check(config: EngineConfig, path: Path) -> None:
-    """What types cannot say: the parts of `config` fit each other."""
-    tensors = config.inputs + config.outputs
-    names = [t.name for t in tensors] + [end for s in config.state for end in (s.input, s.output)]
-    if len(set(names)) < len(names):
-        raise EngineError(f"{path}: names an input or output twice; build the engine again")
-    for tensor in tensors + config.state:
-        if tensor.dtype not in DTYPES:
-            raise _wrong(path, "dtype", tensor.dtype)
-    for name in (*config.files, *config.sidecars, *config.checksums):
-        if Path(name).name != name or "\0" in name:
-            raise _wrong(path, "files", name)
-    if config.state and config.position is None:
-        raise EngineError(f"{path}: lacks position; build the engine again")
-    if config.position is None:
-        return
-    counted = next((i for i in config.inputs if i.name == config.position.counts), None)
-    if config.position.input not in names or counted is None or config.position.axis >= len(counted.shape):
-        raise EngineError(f"{path}: position names inputs that the engine does not have; build again")
-    capacity = getattr(config.limits, "capacity", None)
-    if capacity is None:
-        raise EngineError(f"{path}: a {config.engine} engine has no position; build again")
-    for state in config.state:  # the graph writes in place without looking: rows past the buffer would be someone else's
-        if state.in_place and state.shape[2:3] != [capacity]:
-            raise EngineError(f"{path}: limits.capacity is {capacity}, {state.input} has {state.shape[2:3]} rows; build again")
 
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
-
-
-def _parse(kind: Any, value: Any, where: str, path: Path) -> Any:
-    """`value` of a JSON file as `kind`: a dataclass, a list or dict of one type, a union or a plain type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise _wrong(path, where.rstrip("."), value)
-        hints = get_type_hints(kind)
-        parsed = {}
-        for entry in dataclasses.fields(kind):
-            if entry.name in value:
-                parsed[entry.name] = _parse(hints[entry.name], value[entry.name], f"{where}{entry.name}.", path)
-            elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-                raise EngineError(f"{path}: lacks {where}{entry.name}; build the engine again")
-        return kind(**parsed)
-    if origin is list and isinstance(value, list):
-        return [_parse(arguments[0], v, where, path) for v in value]
-    if origin is dict and isinstance(value, dict):
-        return {k: _parse(arguments[1], v, f"{where}{k}.", path) for k, v in value.items()}
-    if origin in (types.UnionType, Union):
-        for choice in arguments:
-            if dataclasses.is_dataclass(choice) and value is not None:
-                return _parse(choice, value, where, path)
-            if choice is type(value):
-                return value if value is None else _parse(choice, value, where, path)
-        raise _wrong(path, where.rstrip("."), value)
-    if kind is Any:
-        return value
-    if isinstance(value, bool) and kind is not bool:
-        raise _wrong(path, where.rstrip("."), value)
-    if isinstance(value, int) and kind in (int, float) and 0 <= value < LARGEST:
-        return kind(value)
-    if isinstance(value, float) and kind is float and math.isfinite(value):
-        return value
-    if kind in (str, bool) and isinstance(value, kind):
-        return value
-    raise _wrong(path, where.rstrip("."), value)
-
-
-def _wrong(path: Path, where: str, value: Any) -> EngineError:
-    return EngineError(f"{path}: {where} cannot be {str(value)[:60]!r}; build the engine again")

@@ -66,7 +66,9 @@ class Sidecar:
             file = path.open("rb")
             size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length <= size - 8 else None
+            if length > size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 (begin, end), shape = entry["data_offsets"], tuple(entry["shape"])

@@ -77,7 +77,7 @@ def _read(path: Path) -> bytes | None:
     """None when it is missing or damaged: then it is compiled again."""
     try:
         content = path.read_bytes()
-    except (OSError, ValueError):  # the latter: a path that no file system has
+    except OSError:
         return None
     image = content[DIGEST:]
     return image if image and hashlib.sha256(image).digest() == content[:DIGEST] else None
@@ -88,7 +88,7 @@ def _write(path: Path, image: bytes) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file, partial = tempfile.mkstemp(prefix=".kernels-", dir=path.parent)
-    except (OSError, ValueError):
+    except OSError:
         return False
     try:
         with open(file, "wb") as f:
