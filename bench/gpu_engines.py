@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from bench import gpu_turns
 from bench.report import Part, Row
-from offline.bandwidth import Traffic
+from offline.graphs.bandwidth import Traffic
 from omni_ros.engines.cuda_device import CudaDevice, import_cuda
 from omni_ros.engines.engine import Engine, open_engine
 from omni_ros.pipeline.audio_encoder import AudioEncoder

@@ -1,5 +1,8 @@
 """Checkpoints and engines that the whole test session shares."""
 
+import omni_ros  # noqa: F401  (before onnxruntime, which tensorrt_on_cpu imports: telemetry is off from here on)
+
+# isort: split
 import json
 import os
 import runpy

@@ -133,5 +133,7 @@ def test_history_keeps_the_last_exchanges_without_their_pictures():
     assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2, "user"]
     texts = [part.get("text") for message in messages for part in message["content"]]
     assert texts == ["Be brief.", "question 1", "answer 1", "question 2", "answer 2", None, "now"]
-    assert history.drop_oldest() and history.drop_oldest() and not history.drop_oldest()
+    assert len(history) == 2 and history.messages("", [picture], skip=1)[0]["content"][0]["text"] == "question 2"
+    history.drop(3)
+    assert len(history) == 0
     assert len(history.messages("", [picture])) == 1

@@ -115,10 +115,32 @@ def test_compressed_rubbish():
         messages.open_compressed(CompressedImage(format="jpeg", data=array.array("B", b"no picture")))
 
 
-def test_fit_pixels_keeps_small_pictures_and_proportions():
-    assert messages.fit_pixels(RGB, 30) is RGB
-    shrunk = messages.fit_pixels(np.zeros((1080, 1920, 3), np.uint8), 640 * 480)
-    assert shrunk.shape == (415, 739, 3)
+def test_sixteen_bit_grey_keeps_the_high_byte():
+    grey = rng.integers(0, 65536, (40, 50), dtype=np.uint16)
+    file = io.BytesIO()
+    Picture.fromarray(grey).save(file, "PNG")
+    rgb = messages.compressed_to_rgb(CompressedImage(format="png", data=array.array("B", file.getvalue())))
+    assert np.array_equal(rgb, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=-1))
+
+
+def test_formats_that_no_camera_sends_are_refused():
+    file = io.BytesIO()
+    Picture.fromarray(RGB).save(file, "EPS")  # which Pillow reads by starting a program
+    with pytest.raises(InputError, match="JPEG, PNG, WEBP"):
+        messages.open_compressed(CompressedImage(format="eps", data=array.array("B", file.getvalue())))
+
+
+def test_a_small_file_of_a_huge_picture_is_not_decoded():
+    file = io.BytesIO()
+    Picture.new("1", (13300, 13300)).save(file, "PNG")
+    with pytest.raises(InputError, match="13300x13300 pixels"):
+        messages.open_compressed(CompressedImage(format="png", data=array.array("B", file.getvalue())))
+
+
+def test_foreign_texts_are_cut():
+    with pytest.raises(InputError) as caught:
+        messages.check_image(image(RGB, "x" * 100_000))
+    assert len(str(caught.value)) < 300
 
 
 def reader(message_type, sample_rate=16000, channels=1):
@@ -206,6 +228,11 @@ def test_foxglove_raw_audio():
 def test_not_a_number():
     with pytest.raises(InputError, match="NaN"):
         messages.interleaved_to_mono(array.array("f", [0.0, float("nan")]), "f4", 1)
+
+
+def test_floating_point_of_another_unit():
+    with pytest.raises(InputError, match="1e.30.*between -1 and 1"):
+        messages.interleaved_to_mono(array.array("f", [0.0, 1e30]), "f4", 1)
 
 
 def test_other_types_are_no_audio():

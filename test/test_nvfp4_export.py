@@ -12,7 +12,7 @@ from nvfp4_reference import decoded, exported_linears, packed, split
 
 from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs.external_data import StoredGraph
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Finished, Request
 
@@ -97,8 +97,7 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
             "talker": model.talker.codec_head(model.talker.model(inputs_embeds=rows).last_hidden_state),
         }
     for name, inputs in (("thinker", embeds), ("talker", rows)):
-        engine = engines[name]
-        engine.reset()
+        engine, state = engines[name], engines[name].new_state()
         for start, end in ((0, 6), *((i, i + 1) for i in range(6, 14))):
             feed = {
                 "inputs_embeds": inputs[0, start:end].numpy(),
@@ -106,7 +105,7 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
             }
             if name == "thinker":
                 feed["deepstack"] = np.zeros((2, end - start, 64), np.float32)
-            found = engine.run(feed)["logits"][0]
+            found = engine.run(feed, state)["logits"][0]
             np.testing.assert_allclose(found, expected[name][0, end - 1].numpy(), atol=1e-4)
 
 

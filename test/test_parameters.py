@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from omni_ros.nodes.parameters import GENERATION, NODE
+from omni_ros.nodes import parameter_docs
+from omni_ros.nodes.parameters import GENERATION, TABLE
 from omni_ros.pipeline.request import Request
 
 CONFIG = Path(__file__).parent.parent / "config" / "omni.yaml"
@@ -13,13 +14,18 @@ CONFIG = Path(__file__).parent.parent / "config" / "omni.yaml"
 
 def test_the_config_file_lists_every_parameter_with_its_default():
     configured = yaml.safe_load(CONFIG.read_text())["/**/omni"]["ros__parameters"]
-    assert configured == {p.name: p.default for p in (*NODE, *GENERATION)}
+    assert configured == {p.name: p.default for p in TABLE.values()}
 
 
 def test_the_config_file_marks_the_fixed_parameters():
     lines = [line.split("#", 1) for line in CONFIG.read_text().splitlines() if line.startswith("    ") and "#" in line]
     marked = {code.split(":")[0].strip(): "[fixed]" in comment for code, comment in lines if ":" in code}
-    assert {name for name, fixed in marked.items() if fixed} == {p.name for p in NODE if p.read_only}
+    assert {name for name, fixed in marked.items() if fixed} == {p.name for p in TABLE.values() if p.fixed}
+
+
+def test_the_generated_files_are_up_to_date():
+    for path, text in parameter_docs.files().items():
+        assert path.read_text() == text, f"{path.name}: run python -m omni_ros.nodes.parameter_docs"
 
 
 def test_generation_parameters_are_those_of_a_request():

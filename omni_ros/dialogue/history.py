@@ -1,36 +1,53 @@
 """The conversation so far, as the messages of the next request."""
 
 from collections import deque
+from typing import Any
+
+from omni_ros.dialogue.heard import INTERRUPTED
+
+Message = dict[str, Any]
 
 
 class History:
     """System prompt and the last `turns` exchanges. Messages have the form of a request file's `messages`.
 
     A past exchange keeps the user's words and speech but not the pictures: a camera frame costs hundreds of tokens
-    and shows what the robot no longer sees.
+    and shows what the robot no longer sees. Sound stays the same array, by which a conversation knows it again.
     """
 
     def __init__(self, turns: int) -> None:
-        self._exchanges: deque[list[dict]] = deque(maxlen=turns)
+        self._exchanges: deque[list[Message]] = deque(maxlen=turns)
 
-    def messages(self, system_prompt: str, content: list[dict]) -> list[dict]:
-        """The request for a new user turn of `content`."""
+    def __len__(self) -> int:
+        """Exchanges."""
+        return len(self._exchanges)
+
+    def messages(self, system_prompt: str, content: list[dict] | None = None, skip: int = 0) -> list[Message]:
+        """What is remembered without the `skip` oldest exchanges, and a new user turn of `content`, if there is one."""
         system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
-        past = [message for exchange in self._exchanges for message in exchange]
-        return [*system, *past, {"role": "user", "content": content}]
+        past = [message for exchange in list(self._exchanges)[skip:] for message in exchange]
+        return [*system, *past, *([{"role": "user", "content": content}] if content else [])]
 
     def add(self, content: list[dict], answer: str) -> None:
         """Remember a finished turn."""
-        kept = [part for part in content if part["type"] in ("text", "audio")]
-        reply = [{"type": "text", "text": answer}]
-        self._exchanges.append([{"role": "user", "content": kept}, {"role": "assistant", "content": reply}])
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        self._exchanges.append([_without_pictures(content), reply])
 
-    def drop_oldest(self) -> bool:
-        """Forget the oldest exchange; False when there is none."""
-        if not self._exchanges:
-            return False
-        self._exchanges.popleft()
-        return True
+    def add_interrupted(self, content: list[dict], heard: str) -> None:
+        """Remember a turn whose answer was cut off after the words `heard`; of one that began no word, the question."""
+        if heard:
+            self.add(content, heard + INTERRUPTED)
+        else:
+            self._exchanges.append([_without_pictures(content)])
+
+    def drop(self, count: int) -> None:
+        """Forget the `count` oldest exchanges."""
+        for _ in range(min(count, len(self._exchanges))):
+            self._exchanges.popleft()
 
     def clear(self) -> None:
         self._exchanges.clear()
+
+
+def _without_pictures(content: list[dict]) -> Message:
+    return {"role": "user", "content": [part for part in content if part["type"] in ("text", "audio")]}

@@ -12,28 +12,34 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from omni_ros.dialogue.resample import Resampler
 from omni_ros.errors import InputError
-from omni_ros.nodes.messages import audio_reader, pcm_format
+from omni_ros.nodes.first_stream import FirstStream
+from omni_ros.nodes.messages import AUDIO_TYPES, array_bytes, audio_reader, pcm_format, shown
 
 # Best effort matches reliable and best-effort publishers; deep, because a lost chunk is a hole in a word.
 QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 INFO_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-LOOK_EVERY = 0.2  # seconds between looks at the graph for a publisher
+# Seconds between looks at the graph for a publisher, whose first words are lost until then: see AudioInput.
+LOOK_EVERY = 0.02
+AUDIO_PROBLEMS = ("audio rate", "audio publishers")
 
 
 def message_class(name: str) -> type | None:
-    """`package/msg/Type` -> its class, or None when it is not installed."""
+    """`package/msg/Type`, one of AUDIO_TYPES or AudioInfo -> its class, or None when it is not installed or broken."""
     package, _, kind = name.partition("/msg/")
     try:
         return getattr(importlib.import_module(f"{package}.msg"), kind, None)
-    except ModuleNotFoundError:
+    except Exception:  # noqa: BLE001 - a package built for another ROS fails in any way while it is imported
         return None
 
 
 class AudioInput:
     """Subscribes topic `audio` while it exists (from construction to `close`).
 
-    With type `auto` it waits for a publisher and takes its type: two subscriptions of different types on one topic
-    are not possible in DDS.
+    With type `auto` it waits for a publisher and takes its type: two subscriptions of different types on one topic are not
+    possible in DDS. A publisher that starts later than the node is heard from the moment at which both ends know each
+    other. With the type given, DDS had matched them before rclpy's create_publisher was 2 ms old, and nothing was lost; with
+    `auto` the looks and a second exchange cost the first 30-60 ms. In a new process, its participant has to be discovered
+    first: docs/parameters.md says what that takes.
     """
 
     def __init__(
@@ -43,18 +49,20 @@ class AudioInput:
         type_name: str,
         sample_rate: int,
         channels: int,
-        on_pcm: Callable[[np.ndarray], None],  # float32 [n] at 16 kHz
+        hear: Callable[[Callable[[], np.ndarray], int], None],  # Dialogue.hear: makes float32 [n] at 16 kHz, later
         on_bad: Callable[[str], None],
     ) -> None:
         self._node = node
         self._layout = sample_rate, channels
-        self._on_pcm = on_pcm
+        self._hear = hear
         self._on_bad = on_bad
         self._resamplers: dict[int, Resampler] = {}
+        self._first = FirstStream()
         self._stream: tuple[float, float, int] | None = None  # first and last arrival, samples after the first
         self._declared = sample_rate
         self._subscriptions: list = []
         self._timer = None
+        self._reported = ""
         self.type_name = ""
         if type_name == "auto":
             clock = Clock(clock_type=ClockType.STEADY_TIME)  # a paused simulation must not stop the search
@@ -70,12 +78,25 @@ class AudioInput:
             self._node.destroy_timer(self._timer)
             self._timer = None
 
-    def rate_problem(self) -> str:
-        """Why the stream's speed contradicts its declared sample rate, or "" (also while it is too short to tell)."""
+    @property
+    def topic(self) -> str:
+        """As it is called after remapping."""
+        return self._node.resolve_topic_name("audio")
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the stream now, by kind; "" where nothing is (also while it is too short to tell)."""
+        others = self._first.others(time.monotonic())
+        two = ""
+        if others:
+            names = sorted({p.node_name for p in self._node.get_publishers_info_by_topic("audio")})
+            two = f"{others + 1} publishers send on {self.topic} ({shown(', '.join(names))}): only the first is heard"
+        return dict(zip(AUDIO_PROBLEMS, (self._rate_problem(), two), strict=True))
+
+    def _rate_problem(self) -> str:
         if self._stream is None:
             return ""
         first, last, samples = self._stream
-        if last - first < 3.0 or abs(samples / (last - first) / self._declared - 1) < 0.2:
+        if time.monotonic() - last > 2.0 or last - first < 3.0 or abs(samples / (last - first) / self._declared - 1) < 0.2:
             return ""
         return (
             f"audio arrives at {samples / (last - first):.0f} samples per second, "
@@ -89,23 +110,24 @@ class AudioInput:
             self._node.destroy_timer(self._timer)
             self._timer = None
             self._subscribe(known)
-        elif types:
-            self._on_bad(f"audio is published as {types[0]}, which is no supported audio type or is not installed")
+        elif types and types[0] != self._reported:
+            self._reported = types[0]
+            self._on_bad(f"audio is published as {shown(types[0])}, which is no supported audio type or is not installed")
 
     def _reader(self, name: str):
-        kind = message_class(name)
+        kind = message_class(name) if name in AUDIO_TYPES else None
         return None if kind is None else audio_reader(kind, *self._layout)
 
     def _subscribe(self, name: str) -> None:
         if self._reader(name) is None:
-            raise InputError(f"audio_in_type '{name}' is no supported audio type or its package is not installed")
+            raise InputError(f"audio_in_type {shown(name)} is no supported audio type or its package is not installed")
         self.type_name = name
+        self._read = self._reader(name)
         options = QoSOverridingOptions.with_default_policies()
         create, kind = self._node.create_subscription, message_class(name)
         self._subscriptions.append(create(kind, "audio", self._receive, QOS, qos_overriding_options=options))
-        self._read = self._reader(name)
-        info = message_class("audio_common_msgs/msg/AudioInfo")
-        if name.startswith("audio_common_msgs/msg/AudioData") and hasattr(info, "coding_format"):  # ros-drivers
+        info = message_class("audio_common_msgs/msg/AudioInfo") if name.startswith("audio_common_msgs/msg/AudioData") else None
+        if hasattr(info, "coding_format"):  # ros-drivers
             self._subscriptions.append(create(info, "audio_info", self._on_info, INFO_QOS))
 
     def _on_info(self, msg) -> None:
@@ -115,19 +137,19 @@ class AudioInput:
         except InputError as error:
             self._on_bad(str(error))
 
-    def _receive(self, msg) -> None:
-        try:
-            pcm, rate = self._read(msg)
-        except InputError as error:
-            self._on_bad(str(error))
-            return
-        self._time(rate, pcm.size)
+    def _receive(self, msg, info: dict) -> None:
+        now = time.monotonic()
+        if self._first.accepts(info, now, lambda: self._node.count_publishers(self.topic)):
+            self._hear(lambda: self._samples(msg, now), array_bytes(msg))
+
+    def _samples(self, msg, arrived: float) -> np.ndarray:  # float32 [n] at 16 kHz
+        pcm, rate = self._read(msg)
+        self._time(rate, pcm.size, arrived)
         if rate not in self._resamplers:
             self._resamplers = {rate: Resampler(rate)}
-        self._on_pcm(self._resamplers[rate](pcm))
+        return self._resamplers[rate](pcm)
 
-    def _time(self, rate: int, samples: int) -> None:
-        now = time.monotonic()
+    def _time(self, rate: int, samples: int, now: float) -> None:
         if self._stream is None or rate != self._declared or now - self._stream[1] > 0.5:  # a new run of chunks
             self._stream, self._declared = (now, now, 0), rate
         else:

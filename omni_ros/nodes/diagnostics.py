@@ -1,60 +1,108 @@
 """What the omni node knows about its own health, as a diagnostic_msgs status (REP-107)."""
 
+import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from omni_ros.nodes.turn_worker import Outcome
+from omni_ros.dialogue.turn import Outcome
 
-RECENT = 10.0  # seconds for which a bad message keeps the status at WARN
+RECENT = 10.0  # seconds for which a bad message keeps the status at WARN, and a survived defect at ERROR
+LONGEST = 400  # characters of a message or value: an error may quote what somebody sent
+CUT_SHORT = {
+    "length": "max_audio_length or the engines' --maxCodeLen is too short for it",
+    "kv_cache_full": "the Talker's KV cache is full",
+}
 
 
-@dataclass
 class Health:
-    turns: Counter = field(default_factory=Counter)  # by reason
-    bad_messages: Counter = field(default_factory=Counter)  # by topic
-    last_turn: Outcome | None = None
-    last_error: str = ""
-    configure_error: str = ""
-    _bad_at: float = float("-inf")
+    """Written by the node's and the dialogue's threads, read by the timer: everything under one lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: Counter[str] = Counter()  # by reason
+        self._bad_messages: Counter[str] = Counter()  # by topic
+        self._defects = 0
+        self._last_turn: Outcome | None = None
+        self._last_error = ""
+        self._configure_error = ""
+        self._conditions: dict[str, str] = {}  # what is wrong as long as it is wrong
+        self._bad = self._defect = ("", float("-inf"))  # the last of each kind, and when
 
     def bad_message(self, topic: str, reason: str) -> None:
-        self.bad_messages[topic] += 1
-        self.last_error = f"{topic}: {reason}"
-        self._bad_at = time.monotonic()
+        with self._lock:
+            self._bad_messages[topic] += 1
+            self._last_error = f"{topic}: {reason}"
+            self._bad = self._last_error, time.monotonic()
 
     def turn_ended(self, outcome: Outcome) -> None:
-        self.turns[outcome.reason] += 1
-        self.last_turn = outcome
-        self.last_error = outcome.error or self.last_error
+        with self._lock:
+            self._turns[outcome.reason] += 1
+            if outcome.reason != "dropped":
+                self._last_turn = outcome
+                self._last_error = outcome.error or self._last_error
 
-    def status(self, name: str, state: str, rate_problem: str, facts: dict[str, object]) -> DiagnosticStatus:
-        """ERROR: not configured because of an error, or the last turn failed. WARN: bad input, or a reply cut short."""
-        turn = self.last_turn
-        level, message = DiagnosticStatus.OK, state
-        if time.monotonic() - self._bad_at < RECENT:
-            level, message = DiagnosticStatus.WARN, self.last_error
-        if rate_problem:
-            level, message = DiagnosticStatus.WARN, rate_problem
-        if turn is not None and turn.reason == "kv_cache_full":
-            level, message = DiagnosticStatus.WARN, "the last reply was cut: KV cache full"
-        if turn is not None and turn.error:
-            level, message = DiagnosticStatus.ERROR, turn.error
-        if self.configure_error:
-            level, message = DiagnosticStatus.ERROR, self.configure_error
-        values: dict[str, object] = {"state": state, **facts, "last error": self.last_error}
-        values |= {f"turns {reason}": count for reason, count in self.turns.items()}
-        values |= {f"bad messages {topic}": count for topic, count in self.bad_messages.items()}
-        if turn is not None:
-            values |= {"time to first text s": turn.first_text, "time to first audio s": turn.first_audio}
-            values |= {f"pipeline {key}": value for key, value in turn.metrics.items()}
+    def forget_turn(self) -> None:
+        """The conversation was reset: how its last turn went is of no more interest."""
+        with self._lock:
+            self._last_turn = None
+
+    def defect(self, reason: str) -> None:
+        """Something was raised that nobody expected, and was survived."""
+        with self._lock:
+            self._defects += 1
+            self._last_error = reason
+            self._defect = reason, time.monotonic()
+
+    def configured(self, error: str = "") -> None:
+        with self._lock:
+            self._configure_error = error
+
+    def condition(self, name: str, text: str) -> bool:
+        """`text` says what is wrong, "" that it no longer is. True when this is news worth a log line."""
+        with self._lock:
+            before = self._conditions.pop(name, "")
+            if text:
+                self._conditions[name] = text
+            return bool(text) and not before
+
+    def status(self, name: str, state: str, facts: dict[str, object]) -> DiagnosticStatus:
+        """ERROR: not configured because of an error, the last turn failed, or a defect was survived. WARN: bad input, a
+        condition, or a reply or its speech cut short."""
+        with self._lock:
+            level, message = self._judge(state)
+            values: dict[str, object] = {"state": state, **facts, "last error": self._last_error, "defects": self._defects}
+            values |= {f"turns {reason}": count for reason, count in self._turns.items()}
+            values |= {f"bad messages {topic}": count for topic, count in self._bad_messages.items()}
+            if (turn := self._last_turn) is not None:
+                values |= {"time to first text s": turn.first_text, "time to first audio s": turn.first_audio}
+                values |= {"text ended by": turn.reason, "speech ended by": turn.audio_reason}
+                values |= {f"pipeline {key}": value for key, value in turn.metrics.items()}
         pairs = [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
-        return DiagnosticStatus(level=level, name=name, hardware_id="omni_ros", message=message, values=pairs)
+        return DiagnosticStatus(level=level, name=name, hardware_id="omni_ros", message=_text(message), values=pairs)
+
+    def _judge(self, state: str) -> tuple[bytes, str]:
+        turn, now = self._last_turn, time.monotonic()
+        if self._configure_error:
+            return DiagnosticStatus.ERROR, self._configure_error
+        if turn is not None and turn.error:
+            return DiagnosticStatus.ERROR, turn.error
+        if now - self._defect[1] < RECENT:
+            return DiagnosticStatus.ERROR, f"survived a defect: {self._defect[0]}"
+        if turn is not None and turn.reason == "kv_cache_full":
+            return DiagnosticStatus.WARN, "the last reply was cut: KV cache full"
+        if turn is not None and turn.audio_reason in CUT_SHORT:
+            return DiagnosticStatus.WARN, f"the last reply's speech was cut: {CUT_SHORT[turn.audio_reason]}"
+        if self._conditions:
+            return DiagnosticStatus.WARN, "; ".join(self._conditions.values())
+        if now - self._bad[1] < RECENT:
+            return DiagnosticStatus.WARN, self._bad[0]
+        return DiagnosticStatus.OK, state
 
 
 def _text(value: object) -> str:
     if value is None:
         return "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -9,6 +9,18 @@ from PIL import Image as Picture
 
 from omni_ros.errors import InputError
 
+# The message types that topic `audio` may have. Nothing else is ever imported because some publisher names it.
+AUDIO_TYPES = (
+    "std_msgs/msg/Int16MultiArray",
+    "audio_common_msgs/msg/AudioDataStamped",
+    "audio_common_msgs/msg/AudioData",
+    "audio_common_msgs/msg/AudioStamped",
+    "foxglove_msgs/msg/RawAudio",
+)
+COMPRESSED_FORMATS = ("JPEG", "PNG", "WEBP")  # what cameras send; Pillow knows others that start programs or have holes
+MOST_PIXELS = 7680 * 4320  # of a picture that is worth decoding: beyond, a small file can stand for any amount of memory
+LOUDEST = 100.0  # of floating-point PCM, whose full scale is 1: more is another unit, or garbage
+
 # sensor_msgs/image_encodings.hpp: encoding -> (bytes per pixel, order of R, G, B among a pixel's samples).
 _PACKED = {
     "rgb8": (3, (0, 1, 2)),
@@ -23,11 +35,17 @@ _PACKED = {
 _YUV422 = {"yuv422": (1, 3, 0, 2), "uyvy": (1, 3, 0, 2), "yuv422_yuy2": (0, 2, 1, 3), "yuyv": (0, 2, 1, 3)}
 
 
+def shown(text: str, most: int = 80) -> str:
+    """A foreign text as it may appear in a log or diagnostic: in one line, cut."""
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return repr(text)
+
+
 def check_image(msg) -> None:
     """Whether a sensor_msgs/Image can be converted, without touching a pixel (cheap enough for a callback)."""
     if msg.encoding not in _PACKED and msg.encoding not in _YUV422:
         known = ", ".join([*_PACKED, *_YUV422])
-        raise InputError(f"image encoding '{msg.encoding}' is not supported: convert it to one of {known}")
+        raise InputError(f"image encoding {shown(msg.encoding)} is not supported: convert it to one of {known}")
     if msg.height == 0 or msg.width == 0:
         raise InputError(f"image of {msg.width}x{msg.height} pixels is empty")
     if msg.encoding in _YUV422 and msg.width % 2:
@@ -63,28 +81,25 @@ def _yuv422_to_rgb(pairs: np.ndarray, y0: int, y1: int, u: int, v: int) -> np.nd
 def open_compressed(msg) -> Picture.Image:
     """sensor_msgs/CompressedImage -> Pillow image whose header is read and whose pixels are not decoded yet."""
     try:
-        return Picture.open(io.BytesIO(msg.data))
-    except Exception as error:  # noqa: BLE001 - Pillow's many readers raise nearly anything for a broken file
-        raise InputError(f"compressed image of format '{msg.format}' cannot be read: {error}") from error
+        picture = Picture.open(io.BytesIO(msg.data), formats=COMPRESSED_FORMATS)
+    except Exception as error:  # noqa: BLE001 - Pillow's readers raise nearly anything for a broken file
+        known = ", ".join(COMPRESSED_FORMATS)
+        raise InputError(f"compressed image of format {shown(msg.format)} cannot be read as {known}: {error}") from error
+    if picture.width * picture.height > MOST_PIXELS:
+        raise InputError(f"compressed image of {picture.width}x{picture.height} pixels: more than {MOST_PIXELS} are not decoded")
+    return picture
 
 
 def compressed_to_rgb(msg) -> np.ndarray:
-    """sensor_msgs/CompressedImage (any format Pillow knows: JPEG, PNG, WebP) -> uint8 RGB [H, W, 3]."""
+    """sensor_msgs/CompressedImage -> uint8 RGB [H, W, 3]; of 16-bit grey, the high byte."""
     picture = open_compressed(msg)
     try:
+        if picture.mode.startswith("I"):  # Pillow's own conversion cuts every value above 255
+            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=-1)
         return np.array(picture.convert("RGB"))
     except Exception as error:  # noqa: BLE001 - as above; truncated data shows only while decoding
-        raise InputError(f"compressed image of format '{msg.format}' cannot be decoded: {error}") from error
-
-
-def fit_pixels(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
-    """uint8 RGB [H, W, 3], shrunk to at most `max_pixels` with its proportions kept."""
-    height, width = rgb.shape[:2]
-    scale = (max_pixels / (height * width)) ** 0.5
-    if scale >= 1:
-        return rgb
-    size = max(1, int(width * scale)), max(1, int(height * scale))
-    return np.array(Picture.fromarray(rgb).resize(size, Picture.Resampling.BICUBIC))
+        raise InputError(f"compressed image of format {shown(msg.format)} cannot be decoded: {error}") from error
 
 
 def interleaved_to_mono(data, dtype: str, channels: int) -> np.ndarray:
@@ -99,6 +114,8 @@ def interleaved_to_mono(data, dtype: str, channels: int) -> np.ndarray:
     if samples.dtype.kind == "f":
         if not np.isfinite(samples).all():
             raise InputError("audio message has samples that are not numbers (NaN or infinity)")
+        if (peak := np.abs(samples).max()) > LOUDEST:
+            raise InputError(f"audio message has samples up to {peak:g}: floating-point PCM lies between -1 and 1")
         return samples.mean(axis=1, dtype=np.float32)
     zero, scale = (128, 128) if samples.dtype.kind == "u" else (0, -np.iinfo(dtype).min)
     return (samples.mean(axis=1, dtype=np.float32) - np.float32(zero)) / np.float32(scale)
@@ -108,6 +125,13 @@ def _check_rate(rate: int) -> int:
     if not 8000 <= rate <= 192000:
         raise InputError(f"audio sample rate {rate} Hz is outside 8000..192000")
     return rate
+
+
+def array_bytes(msg) -> int:
+    """How much memory the arrays of a message take, those of the messages in it included."""
+    values = [getattr(msg, name) for name in msg.get_fields_and_field_types()]
+    arrays = sum(memoryview(value).nbytes for value in values if isinstance(value, (array.array, bytes)))
+    return arrays + sum(array_bytes(value) for value in values if hasattr(value, "get_fields_and_field_types"))
 
 
 AudioReader = Callable[[object], tuple[np.ndarray, int]]  # message -> (float32 mono [n], sample rate)
@@ -134,7 +158,7 @@ def audio_reader(message_type: type, sample_rate: int, channels: int) -> AudioRe
 
     def raw_audio(msg) -> tuple[np.ndarray, int]:
         if msg.format != "pcm-s16":
-            raise InputError(f"audio format '{msg.format}' is not supported: RawAudio must be 'pcm-s16'")
+            raise InputError(f"audio format {shown(msg.format)} is not supported: RawAudio must be 'pcm-s16'")
         return interleaved_to_mono(msg.data, "<i2", msg.number_of_channels), _check_rate(msg.sample_rate)
 
     def audio_stamped(msg) -> tuple[np.ndarray, int]:
@@ -167,7 +191,8 @@ def pcm_format(info) -> tuple[int, int]:
     """ros-drivers' audio_common_msgs/AudioInfo -> (sample rate, channels); only 16-bit PCM can be used."""
     if info.coding_format.lower() != "wave" or info.sample_format.upper() != "S16LE":
         raise InputError(
-            f"audio is {info.coding_format} of {info.sample_format}: start audio_capture with format:=wave (16-bit PCM)"
+            f"audio is {shown(info.coding_format)} of {shown(info.sample_format)}: "
+            "start audio_capture with format:=wave (16-bit PCM)"
         )
     return _check_rate(info.sample_rate), info.channels
 

@@ -1,10 +1,22 @@
-"""The omni node's parameters: one table with default, range and description; `read_only` ones need a restart."""
+"""The omni node's parameters: one table, from which the node, config/omni.yaml and docs/parameters.md are made.
 
-from dataclasses import dataclass
+python -m omni_ros.nodes.parameter_docs     writes the two files again
+"""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy import Parameter as RosParameter
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
+
+from omni_ros.dialogue.dialogue import Settings
+from omni_ros.errors import InputError
+from omni_ros.nodes.messages import AUDIO_TYPES, shown
 
 
 @dataclass(frozen=True)
@@ -14,38 +26,52 @@ class Parameter:
     description: str
     low: float | None = None
     high: float | None = None
-    read_only: bool = False
     constraint: str = ""
+    fixed: bool = False  # read when the node is configured: refused from then on until it is cleaned up
 
 
 def _fixed(name: str, default: Any, description: str, low=None, high=None, constraint: str = "") -> Parameter:
-    return Parameter(name, default, description, low, high, True, constraint)
+    return Parameter(name, default, description, low, high, constraint, fixed=True)
 
 
-NODE = (
-    _fixed("engine_dir", "", "folder that offline.build_engines made", constraint="required"),
-    _fixed("threads", 0, "CPU threads of each engine, 0: one per core", 0, 256),
-    _fixed("autostart", True, "configure and activate without waiting for a lifecycle manager"),
-    _fixed("image_transport", "raw", "camera topic", constraint="raw: image_raw, compressed: image_raw/compressed"),
-    Parameter("use_camera", True, "attach the newest picture to each turn"),
-    Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
-    Parameter("image_max_pixels", 307200, "larger pictures are shrunk; 1024 pixels cost one token", 1024, 16777216),
-    _fixed("audio_in_type", "auto", "type of topic audio", constraint="package/msg/Type, or auto: as its publisher"),
-    _fixed("sample_rate", 16000, "Hz, of audio types that do not carry it", 8000, 192000),
-    _fixed("channels", 1, "of audio types that do not carry it; their mean is used", 1, 32),
-    _fixed("vad", "auto", "voice activity detector", constraint="energy, silero, or auto: silero if installed"),
-    _fixed("vad_threshold", 0.5, "voice probability that counts as speech", 0.05, 0.95),
-    _fixed("speech_start", 0.128, "seconds of voice that begin a turn", 0.032, 1.0),
-    _fixed("speech_end", 0.55, "seconds of silence that end a turn", 0.1, 5.0),
-    _fixed("pre_roll", 0.4, "seconds of audio kept from before the voice", 0.0, 2.0),
-    _fixed("max_turn", 30.0, "seconds after which a turn is closed although the user still speaks", 1.0, 300.0),
-    Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
-    Parameter("preempt", True, "a new turn stops the answer in progress; false: it waits, and only the newest waits"),
-    Parameter("system_prompt", "", "instructions ahead of the conversation"),
-    _fixed("history_turns", 2, "exchanges that the model is reminded of", 0, 100),
-    _fixed("speech_chunk", 0.06, "seconds of speech per message", 0.02, 0.5),
-    _fixed("speech_lead", 0.3, "seconds that published speech may be ahead of its playback", 0.05, 5.0),
-)  # fmt: skip
+NODE = {
+    "engines": (
+        _fixed("engine_dir", "", "folder that offline.build_engines made; ~ is the home folder", constraint="required"),
+        _fixed("threads", 0, "CPU threads of each engine, 0: one per core", 0, 256),
+        _fixed("autostart", True, "configure and activate without waiting for a lifecycle manager"),
+    ),
+    "camera": (
+        _fixed("image_transport", "raw", "camera topic", constraint="raw: image_raw, compressed: image_raw/compressed"),
+        Parameter("use_camera", True, "attach the newest picture to each turn"),
+        Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
+        Parameter("image_max_pixels", 307200, "larger pictures are shrunk; 1024 pixels cost one token", 1024, 16777216),
+    ),
+    "microphone": (
+        _fixed("audio_in_type", "auto", "type of topic audio", constraint=f"auto: as its publisher, or {', '.join(AUDIO_TYPES)}"),
+        _fixed("sample_rate", 16000, "Hz, of types that do not carry it: Int16MultiArray, AudioData(Stamped)", 8000, 192000),
+        _fixed("channels", 1, "of the same types; the mean of all channels is used", 1, 32),
+        _fixed("audio_timeout", 1.0, "seconds without sound inside an utterance that end it: the microphone is lost", 0.2, 60.0),
+        _fixed("audio_timeout_drops", False, "it is then dropped, instead of answering what was heard of it"),
+    ),
+    "turn taking": (
+        _fixed("vad", "auto", "voice activity detector", constraint="energy, silero, or auto: silero if it is installed"),
+        _fixed("vad_threshold", 0.5, "voice probability that counts as speech", 0.05, 0.95),
+        _fixed("speech_start", 0.128, "seconds of voice that begin a turn; a click is shorter", 0.032, 1.0),
+        _fixed("speech_end", 0.55, "seconds of silence that end a turn", 0.1, 5.0),
+        _fixed("pre_roll", 0.4, "seconds of audio kept from before the voice", 0.0, 2.0),
+        _fixed("max_turn", 30.0, "seconds after which a turn is closed although the user still speaks", 1.0, 300.0),
+        Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
+        Parameter("preempt", True, "speech and prompts of the user stop the answer in progress; false: the newest waits"),
+    ),
+    "conversation": (
+        Parameter("system_prompt", "", "instructions ahead of the conversation"),
+        _fixed("history_turns", 2, "exchanges that the model is reminded of", 0, 100),
+    ),
+    "speech": (
+        _fixed("speech_chunk", 0.06, "seconds of speech per message", 0.02, 0.5),
+        _fixed("speech_lead", 0.3, "seconds that speech may be ahead of its playback: what a stop cannot recall", 0.05, 5.0),
+    ),
+}  # fmt: skip
 
 # Named and defaulted as the fields of omni_ros.pipeline.request.Request.
 GENERATION = (
@@ -62,18 +88,66 @@ GENERATION = (
     Parameter("speaker", "", "voice; empty: the checkpoint's default"),
     Parameter("seed", -1, "of the sampling, -1: different every time", -1, 2**31 - 1),
     Parameter("first_chunk_frames", 1, "codec frames in each of an answer's first two pieces of speech ...", 1, 1000),
-    Parameter("chunk_frames", 8, "... and in its later ones", 1, 1000),
-)
+    Parameter("chunk_frames", 8, "... and in its later ones: fewer is sooner, more is cheaper", 1, 1000),
+)  # fmt: skip
+
+SECTIONS = {**NODE, "answer": GENERATION}
+TABLE = {p.name: p for section in SECTIONS.values() for p in section}
+MISSPELT = 0.8  # likeness (difflib) from which an unknown name is taken for one of ours
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def declare(node: Node) -> None:
-    for p in (*NODE, *GENERATION):
-        descriptor = ParameterDescriptor(description=p.description, read_only=p.read_only, additional_constraints=p.constraint)
+def declare(node: Node, *, is_configured) -> None:
+    """Declare every parameter, with what the command line and parameter files give. `is_configured()` tells whether fixed
+    ones are in use. Raises InputError naming the parameter, what it may be, and the files that were given."""
+    # The overrides have no public face: an integer has to become a double before rclpy compares the types.
+    overrides = node._parameter_overrides
+    for name, given in overrides.items():
+        overrides[name] = _as_declared(given)
+    for p in TABLE.values():
+        descriptor = ParameterDescriptor(description=p.description, additional_constraints=p.constraint)
         if isinstance(p.default, float):
             descriptor.floating_point_range = [FloatingPointRange(from_value=p.low, to_value=p.high)]
-        elif isinstance(p.default, int) and not isinstance(p.default, bool):
+        elif p.low is not None:
             descriptor.integer_range = [IntegerRange(from_value=p.low, to_value=p.high)]
-        node.declare_parameter(p.name, p.default, descriptor)
+        try:
+            node.declare_parameter(p.name, p.default, descriptor)
+        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+            value = shown(str(overrides[p.name].value))
+            raise InputError(f"parameter {p.name} is {value}, but must be {_allowed(p)}{_files()}") from error
+
+    def check(given: list[RosParameter]) -> SetParametersResult:
+        for ros in given:
+            p = TABLE.get(ros.name)
+            if p is not None and p.fixed and is_configured() and ros.value != node.get_parameter(p.name).value:
+                reason = f"{p.name} is read when the node is configured: deactivate and clean up first"
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    node.add_pre_set_parameters_callback(lambda given: [_as_declared(ros) for ros in given])
+    node.add_on_set_parameters_callback(check)
+
+
+def unknown(node: Node) -> list[str]:
+    """What is wrong with each parameter that was given to this node but means nothing to it.
+
+    Raises InputError where the name is nearly one of ours. Others may be meant for another node that shares the file.
+    """
+    found = []
+    for name in node._parameter_overrides:
+        if node.has_parameter(name) or name.startswith("qos_overrides."):
+            continue
+        near = difflib.get_close_matches(name, TABLE, 1, cutoff=0.0)[0]
+        if difflib.SequenceMatcher(None, name, near).ratio() > MISSPELT:
+            raise InputError(f"parameter {shown(name)} is unknown: did you mean {near}?{_files()}")
+        found.append(f"parameter {shown(name)} is unknown and ignored; the nearest is {near}{_files()}")
+    return found
+
+
+def settings(node: Node) -> Settings:
+    """What the dialogue may use from the next turn on."""
+    own = {f: node.get_parameter(f).value for f in Settings.__dataclass_fields__ if f != "generation"}
+    return replace(Settings(**own), generation=generation_options(node))
 
 
 def generation_options(node: Node) -> dict[str, Any]:
@@ -82,3 +156,22 @@ def generation_options(node: Node) -> dict[str, Any]:
     options["speaker"] = options["speaker"] or None
     options["seed"] = None if options["seed"] < 0 else options["seed"]
     return options
+
+
+def _as_declared(given: RosParameter) -> RosParameter:
+    """`temperature: 1` is an integer in YAML, and means 1.0."""
+    p = TABLE.get(given.name)
+    if p is not None and isinstance(p.default, float) and given.type_ == RosParameter.Type.INTEGER:
+        return RosParameter(given.name, value=float(given.value))
+    return given
+
+
+def _allowed(p: Parameter) -> str:
+    between = f" from {p.low:g} to {p.high:g}" if p.low is not None else ""
+    return _TYPES[type(p.default)] + between
+
+
+def _files() -> str:
+    """The parameter files of the command line: one of them holds the mistake, or the command line itself."""
+    files = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option == "--params-file"]
+    return f" (from {' or '.join(os.path.abspath(f) for f in files)}, or the command line)" if files else ""

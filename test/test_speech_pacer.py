@@ -5,7 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from omni_ros.nodes.speech_publisher import SAMPLE_RATE, SpeechPublisher
+from omni_ros.dialogue.clock import Clock
+from omni_ros.dialogue.heard import SAMPLE_RATE
+from omni_ros.dialogue.speech_pacer import SpeechPacer
 
 CHUNK = 0.02
 LEAD = 0.1
@@ -15,8 +17,14 @@ class Listener:
     def __init__(self) -> None:
         self.chunks: list[tuple[float, np.ndarray]] = []
         self.speaking: list[bool] = []
-        self.publisher = SpeechPublisher(
-            lambda pcm: self.chunks.append((time.monotonic(), pcm)), self.speaking.append, chunk=CHUNK, lead=LEAD
+        self.failures: list[Exception] = []
+        self.publisher = SpeechPacer(
+            lambda pcm: self.chunks.append((time.monotonic(), pcm)),
+            self.speaking.append,
+            self.failures.append,
+            chunk=CHUNK,
+            lead=LEAD,
+            clock=Clock(),
         )
 
     def heard(self) -> np.ndarray:

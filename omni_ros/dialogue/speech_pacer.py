@@ -1,43 +1,49 @@
 """Hands out speech at the pace of playback, so that a stop is heard soon and the pipeline never waits for it."""
 
-import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
 
-SAMPLE_RATE = 24000
+from omni_ros.dialogue.clock import Clock, keep_running
+from omni_ros.dialogue.heard import SAMPLE_RATE
+
 SLACK = 0.02  # seconds before playback runs dry at which a part of a chunk is sent: more than a thread's wake-up takes
 
 
-class SpeechPublisher:
-    """Publishes one response at a time in chunks, from its own thread, never more than `lead` seconds ahead of the
+class SpeechPacer:
+    """Gives out one response at a time in chunks, from its own thread, never more than `lead` seconds ahead of the
     moment they are heard; what stays here can still be dropped.
 
-    Every call names its response: pieces of one that was cancelled arrive late and are ignored.
+    Every call names its response: pieces of one that was cancelled arrive late and are ignored. What `publish` raises is
+    reported, and ends that response only.
     """
 
     def __init__(
         self,
         publish: Callable[[np.ndarray], None],  # float32 [n] at 24 kHz
         on_speaking: Callable[[bool], None],
+        on_failure: Callable[[Exception], None],
         *,
         chunk: float,  # seconds per message
         lead: float,  # seconds
+        clock: Clock,
     ) -> None:
         self._publish = publish
         self._on_speaking = on_speaking
+        self._on_failure = on_failure
         self._chunk = round(chunk * SAMPLE_RATE)
         self._lead = lead
+        self._clock = clock
         # Publishing happens inside the lock: once cancel() has returned, no chunk of that response can follow.
-        self._changed = threading.Condition()
+        self._changed = clock.condition()
         self._response: int | None = None
+        self._heard = 0  # samples of the last response that were played when it ended
         self._closed = False
         self.speaking = False
+        self.silent_since = float("-inf")  # when the last published sample had been played
         self.gaps = 0  # times that playback ran dry inside a response: speech was made slower than real time
         self._forget()
-        self._thread = threading.Thread(target=self._run, name="speech", daemon=True)
-        self._thread.start()
+        self._thread = clock.start(lambda: keep_running(self._run, self._fail), "speech")
 
     @property
     def backlog(self) -> float:
@@ -47,6 +53,7 @@ class SpeechPublisher:
     def begin(self, response: int) -> None:
         with self._changed:
             self._forget()
+            self._heard = 0
             self._response = response
 
     def push(self, response: int, pcm: np.ndarray) -> None:
@@ -56,13 +63,17 @@ class SpeechPublisher:
                 self._waiting = np.concatenate([self._waiting, pcm])
                 self._changed.notify_all()
 
-    def end(self, response: int) -> None:
-        """No more speech will come; returns once all of it was heard, or was cancelled."""
+    def end(self, response: int) -> int:
+        """No more speech will come; returns once all of it was heard or it was cancelled: how many samples were heard.
+
+        `response` is the one that began last. Heard means published, and played by a loudspeaker that started at once.
+        """
         with self._changed:
             if response == self._response:
                 self._ended = True
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._response != response)
+            return self._heard
 
     def cancel(self) -> None:
         """Stop now: what was not published never is."""
@@ -71,36 +82,49 @@ class SpeechPublisher:
 
     def close(self) -> None:
         with self._changed:
-            self._stop()
             self._closed = True
             self._changed.notify_all()
+            self._stop()
         self._thread.join()
 
     def _forget(self) -> None:
         self._waiting = np.zeros(0, np.float32)
+        self._published = 0  # samples
         self._ended = False
-        self._heard_at = 0.0  # when the last published sample will have been heard (monotonic clock)
+        self._heard_at = float("-inf")  # when the last published sample will have been heard
 
     def _stop(self) -> None:
+        if self._response is not None:
+            self.silent_since = max(self.silent_since, self._heard_at)
+            unheard = max(0.0, self._heard_at - self._clock.now())
+            self._heard = self._published - min(self._published, round(unheard * SAMPLE_RATE))
         self._response = None
         self._forget()
-        self._set_speaking(False)
         self._changed.notify_all()
+        self._set_speaking(False)
+
+    def _fail(self, error: Exception) -> None:
+        self._on_failure(error)
+        self.cancel()
 
     def _set_speaking(self, speaking: bool) -> None:
         if speaking != self.speaking:
             self.speaking = speaking
-            self._on_speaking(speaking)
+            try:
+                self._on_speaking(speaking)
+            except Exception as error:  # noqa: BLE001 - whoever stops the speech is not to blame for what listens to it
+                self._on_failure(error)
 
-    def _run(self) -> None:
+    def _run(self) -> bool:
         with self._changed:
-            while not self._closed:
+            if not self._closed:
                 self._changed.wait(self._step())
+            return not self._closed
 
     def _step(self) -> float | None:
         """Publish what is due and return the seconds until there may be more to do (None: until notified)."""
         while self._response is not None:
-            now = time.monotonic()
+            now = self._clock.now()
             ahead = self._heard_at - now
             # A part of a chunk goes out alone only when waiting for the rest would be heard as silence.
             dry = ahead <= SLACK
@@ -110,9 +134,10 @@ class SpeechPublisher:
             if due:
                 chunk, self._waiting = np.split(self._waiting, [self._chunk])
                 self.gaps += self.speaking and ahead < 0
-                self._heard_at = max(self._heard_at, now) + chunk.size / SAMPLE_RATE
                 self._set_speaking(True)
                 self._publish(chunk)
+                self._heard_at = max(self._heard_at, now) + chunk.size / SAMPLE_RATE
+                self._published += chunk.size
             elif self._waiting.size:
                 return ahead - SLACK + 1e-3
             elif not self._ended:

