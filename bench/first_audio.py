@@ -32,7 +32,7 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
             )
             details[f"{precision}, {kind}"] = values
             if kind == "text":
-                rate = pipeline.code2wav.sample_rate
+                rate = pipeline.models.speak().code2wav.sample_rate
                 rows += [
                     Row(f"first text, {precision}", 1e3 * values["first_text_s"], "ms"),
                     Row(f"first PCM, {precision}", 1e3 * values["first_pcm_s"], "ms"),
@@ -55,7 +55,7 @@ def _measure(pipeline: Pipeline, messages: list[dict], repetitions: int) -> dict
             raise RuntimeError("streaming and offline gave different codes: their times cannot be compared")
         if repetition:
             turns.append(pair)
-    rate = pipeline.code2wav.sample_rate
+    rate = pipeline.models.speak().code2wav.sample_rate
     median = lambda values: float(np.median(list(values)))  # noqa: E731
     return {
         "share": median(s.first_pcm / o.seconds for s, o in turns),

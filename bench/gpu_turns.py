@@ -47,7 +47,7 @@ def measure(pipeline: Pipeline, repetitions: int) -> Part:
             "text, sound and picture": Request(_with(sound, picture), **speech),
         }
         heard = {name: [listen(pipeline, r) for _ in range(repetitions + 1)][1:] for name, r in requests.items()}
-    rate = pipeline.code2wav.sample_rate
+    rate = pipeline.models.speak().code2wav.sample_rate
     median = functools.partial(_median, heard)
     metric = lambda name, key: median(name, lambda h: h.finished.metrics[key])  # noqa: E731
     rtf = lambda name: median(name, lambda h: h.seconds * rate / sum(n for _, n in h.chunks))  # noqa: E731
@@ -90,9 +90,10 @@ def measure(pipeline: Pipeline, repetitions: int) -> Part:
 
 def never_end(pipeline: Pipeline) -> None:
     """Replies and speech end at the length that a request allows, and only there."""
-    pipeline.thinker.model["im_end_token_id"] = -1
-    size = pipeline.talker.model["vocab_size"]
-    pipeline.talker.suppressed = np.arange(size - 1024, size)  # the end of speech is among them
+    pipeline.models.thinker.config.im_end_token_id = -1
+    talker = pipeline.models.speak().talker
+    size = talker.config.vocab_size
+    talker.suppressed = np.arange(size - 1024, size)  # the end of speech is among them
 
 
 def mel_features(path: Path) -> Path:

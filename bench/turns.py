@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
 
@@ -39,7 +40,7 @@ def greedy(messages: list[dict] = QUESTION, tokens: int = TOKENS, frames: int = 
     return Request(messages, max_generate_length=tokens, max_audio_length=frames, temperature=0, talker_temperature=0, **options)
 
 
-def listen(pipeline: Pipeline, request: Request) -> Heard:
+def listen(pipeline: Pipeline | Conversation, request: Request) -> Heard:
     text_times, chunks, finished, started = [], [], None, time.perf_counter()
     for event in pipeline.generate(request):
         now = time.perf_counter() - started

@@ -129,7 +129,7 @@ def _write_config(directory: Path, config: dict, weights: str, dtype: str) -> No
     for entry in config["inputs"] + config["outputs"] + config["state"]:
         entry["dtype"] = entry["dtype"].replace("float16", dtype)
         entry["shape"] = [limits.get(d, d) if isinstance(d, str) else d for d in entry["shape"]]
-    config.update(backend="onnxruntime", weights=weights, dtype=dtype)
+    config.update(backend="cuda" if config.pop("device", "") else "onnxruntime", weights=weights, dtype=dtype)
     config["provenance"].update(onnx_sha256=config["graph_sha256"], built_with=__version__)
     if (directory / "model.onnx").is_file():
         config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()

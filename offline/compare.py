@@ -28,7 +28,8 @@ from onnx import TensorProto, helper
 from offline.atomic import atomic_file
 from offline.infer import read_requests
 from offline.quantization.spy import Call, spy
-from omni_ros.engines.engine import Engine, open_engine
+from omni_ros.engines.engine import Engine
+from omni_ros.engines.open import open_engine
 from omni_ros.errors import InputError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
@@ -81,8 +82,8 @@ def _turns(calls: list[Call], engine: str) -> Iterator[list[Call]]:
 
 def _replay(engine: Engine, calls: list[Call]) -> tuple[list[dict], list[dict]]:
     """What was answered, and what `engine` answers to the same inputs in one sequence."""
-    engine.reset()
-    return [c.outputs for c in calls], [engine.run(c.inputs) for c in calls]
+    state = engine.new_state()
+    return [c.outputs for c in calls], [engine.run(c.inputs, state) for c in calls]
 
 
 def logits_distance(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
@@ -111,12 +112,13 @@ def open_probed(engine_dir: Path, threads: int) -> Iterator[Pipeline]:
     """A pipeline whose decoders also return `layer_i` [S, H], the rows that enter layer i, if they run on a CPU."""
     pipeline = Pipeline.open(engine_dir, threads)
     with tempfile.TemporaryDirectory() as folder:
+        decoders = {"thinker": pipeline.models.thinker, "talker": pipeline.models.speak().talker}
         for name in DECODERS:
             config = pipeline.engines[name].config
-            if config["backend"] != "onnxruntime" or config.get("device", "cpu") != "cpu":
+            if config.backend != "onnxruntime":
                 continue  # on a GPU there is no graph whose outputs could be added to
             engine = open_engine(_with_layers(Path(engine_dir) / name, Path(folder) / name), threads)
-            pipeline.engines[name] = getattr(pipeline, name).engine = engine
+            pipeline.engines[name] = decoders[name].engine = engine
         yield pipeline
 
 

@@ -115,7 +115,7 @@ def respond(pipeline: Pipeline, request: Request, index: int, audio_dir: Path, s
         "finish_reason": finished.reason,
     }
     if request.audio_output:
-        rate = pipeline.code2wav.sample_rate
+        rate = pipeline.models.speak().code2wav.sample_rate
         response.update(
             audio_finish_reason=finished.audio_reason,
             audio_file=None,

@@ -33,6 +33,30 @@ class Oracle:
         # transformers 5.23: the Talker's get_rope_index reads an audio_config that its own config lacks.
         object.__setattr__(model.talker.config, "audio_config", model.config.thinker_config.audio_config)
         self.model = model
+        self._clips_by_themselves()
+
+    def _clips_by_themselves(self) -> None:
+        """transformers pads the clips of a request to the longest, which changes their last frames: a robot's history must not
+        change what was heard. So ours takes each clip alone, and here transformers does."""
+        process, tower = self.processor._process_audio, self.model.thinker.model.audio_tower
+        forward = tower.forward
+
+        def process_each(audio, **kwargs):
+            each = [process([clip], **kwargs) for clip in audio]
+            frames = max(inputs["input_features"].shape[-1] for inputs, _ in each)
+            joined = each[0][0]
+            for key in ("input_features", "feature_attention_mask"):
+                rows = [torch.as_tensor(inputs[key]) for inputs, _ in each]
+                joined[key] = torch.cat([torch.nn.functional.pad(row, (0, frames - row.shape[-1])) for row in rows])
+            return joined, [text for _, texts in each for text in texts]
+
+        def forward_each(input_features, feature_lens=None, **kwargs):
+            clips = input_features.split(feature_lens.tolist(), dim=1)
+            outputs = [forward(clip, feature_lens=n[None], **kwargs) for clip, n in zip(clips, feature_lens)]
+            outputs[0].last_hidden_state = torch.cat([out.last_hidden_state for out in outputs])
+            return outputs[0]
+
+        self.processor._process_audio, tower.forward = process_each, forward_each
 
     def inputs(self, messages: list[dict], fps: float | None = None) -> dict[str, torch.Tensor]:
         """Processor output for messages whose parts hold arrays: audio float32 [n] at 16 kHz, image uint8 [H, W, 3],

@@ -160,7 +160,7 @@ def test_engines_are_loaded_measured_alone_and_put_together(missing, failing, ti
 
 
 def test_turns_end_at_their_length_and_every_row_is_a_number(tiny, pipeline):
-    pipeline.thinker.model["im_end_token_id"] = 5
+    pipeline.models.thinker.config.im_end_token_id = 5
     part = gpu_turns.measure(pipeline, 1)
     found = values(part)
     assert all(np.isfinite(v) and v >= 0 for v in found.values())

@@ -17,7 +17,7 @@ from offline.build_engines import build_onnxruntime
 from offline.checkpoints.checkpoint import Checkpoint
 from offline.export_onnx import export
 from offline.graphs import code2wav
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.errors import CheckpointError, InputError, KVCacheFullError
 from omni_ros.pipeline.code2wav import Code2Wav
 
@@ -114,10 +114,24 @@ def write_checkpoint(directory: Path, seed: int, values: dict) -> Qwen3OmniMoeCo
     return module
 
 
-def build(root: Path, dtype: str) -> Code2Wav:
+class Waveform:
+    """A Code2Wav and the waveform that it is making."""
+
+    def __init__(self, model: Code2Wav):
+        self.model, self.state = model, model.engine.new_state()
+        self.reset = self.state.reset
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return self.model.decode(self.state, codes)
+
+
+def build(root: Path, dtype: str) -> Waveform:
     export(root / "checkpoint", root / dtype, ["code2wav"], np.dtype(dtype))
     build_onnxruntime(root / dtype, root / dtype / "engines", "float32", {"code2wav": {"capacity": CAPACITY}})
-    return Code2Wav(open_engine(root / dtype / "engines" / "code2wav", threads=1))
+    return Waveform(Code2Wav(open_engine(root / dtype / "engines" / "code2wav", threads=1)))
 
 
 class Case:
@@ -210,7 +224,7 @@ def test_errors_name_the_fault_and_leave_the_waveform_intact(real_rates):
         v.decode(codes[:, : CAPACITY - codes.shape[1] + 1])
 
 
-def limited(case: Case, directory: Path, frames: int) -> tuple[Code2Wav, list[int]]:
+def limited(case: Case, directory: Path, frames: int) -> tuple[Waveform, list[int]]:
     """Its engine with `max_run_frames` in config.json, as TensorRT engines have it, and the frames of each run so far."""
     shutil.copytree(case.vocoder.engine.directory, directory)
     config = json.loads((directory / "config.json").read_text())
@@ -218,8 +232,8 @@ def limited(case: Case, directory: Path, frames: int) -> tuple[Code2Wav, list[in
     (directory / "config.json").write_text(json.dumps(config))
     engine = open_engine(directory, threads=1)
     runs, run = [], engine.run
-    engine.run = lambda inputs: runs.append(inputs["codes"].shape[1]) or run(inputs)
-    return Code2Wav(engine), runs
+    engine.run = lambda inputs, state: runs.append(inputs["codes"].shape[1]) or run(inputs, state)
+    return Waveform(Code2Wav(engine)), runs
 
 
 @pytest.mark.parametrize("most", [1, 7])

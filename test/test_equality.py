@@ -135,14 +135,14 @@ def test_repetition_penalty_equals_transformers(pipeline, reference):
 
 def test_speakers_equal_transformers(pipeline, reference):
     messages, heard = TURNS["text"], set()
-    for speaker in pipeline.speakers:
+    for speaker in pipeline.models.speak().talker.config.speaker_id:
         expected = reference.generate(messages, max_generate_length=4, max_audio_length=8, speaker=speaker)
         finished, _, _ = play(
             pipeline, Request(messages, max_generate_length=4, max_audio_length=8, speaker=speaker.title(), **GREEDY)
         )
         np.testing.assert_array_equal(finished.codes, expected.codes)
         heard.add(finished.codes.tobytes())
-    assert len(heard) == len(pipeline.speakers)
+    assert len(heard) == len(pipeline.models.speak().talker.config.speaker_id)
 
 
 def test_reply_that_ends_by_itself(pipeline, reference):
@@ -152,14 +152,14 @@ def test_reply_that_ends_by_itself(pipeline, reference):
     end = next(t for i, t in enumerate(free) if i >= 2 and t not in free[:i])
     original = reference.model.config.im_end_token_id
     reference.model.config.im_end_token_id = end
-    pipeline.thinker.model["im_end_token_id"] = end
+    pipeline.models.thinker.config.im_end_token_id = end
     try:
         # the im_end of the prompt itself keeps its id: only generation is told of the new end
         expected = reference.generate(messages, max_generate_length=12, max_audio_length=20)
         finished, _, _ = play(pipeline, Request(messages, max_generate_length=12, max_audio_length=20, **GREEDY))
     finally:
         reference.model.config.im_end_token_id = original
-        pipeline.thinker.model["im_end_token_id"] = original
+        pipeline.models.thinker.config.im_end_token_id = original
     assert finished.reason == "stop"
     assert finished.token_ids == expected.token_ids == free[: free.index(end) + 1]
     np.testing.assert_array_equal(finished.codes, expected.codes)

@@ -21,7 +21,8 @@ from offline import build_engines, export_onnx
 from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
 from offline.export_onnx import COMPONENTS
 from offline.make_checkpoint import make_checkpoint
-from omni_ros.engines.engine import Engine, open_engine
+from omni_ros.engines.engine import Engine
+from omni_ros.engines.open import open_engine
 from omni_ros.engines.sidecar import Embedding, open_sidecar
 from omni_ros.errors import CheckpointError, EngineError
 from omni_ros.pipeline.pipeline import Pipeline

@@ -11,9 +11,10 @@ from PIL import Image
 
 from offline.build_engines import build_onnxruntime
 from offline.export_onnx import COMPONENTS, export
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.errors import InputError, OmniError, PromptTooLongError, UnknownSpeakerError
 from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.prompt import Prompt
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
 
 GREEDY = {"temperature": 0, "talker_temperature": 0}
@@ -361,11 +362,16 @@ def test_media_longer_than_the_thinker_takes(pipeline):
         refusal(pipeline, user(part), PromptTooLongError)
 
 
+def prompt_rows(pipeline: Pipeline, messages: list[dict[str, Any]]) -> Prompt:
+    """The prompt of messages without media."""
+    return pipeline.models.prompts.build(messages, read=None)
+
+
 def prompt_of(pipeline: Pipeline, rows: int) -> list[dict[str, Any]]:
     """User messages that make a Thinker prompt of exactly `rows` rows."""
     for n in range(1, 3 * rows):
         messages = user("x" * n)
-        if len(pipeline.prompt_builder.build(messages).ids) == rows:
+        if len(prompt_rows(pipeline, messages).ids) == rows:
             return messages
     raise AssertionError(f"no prompt of {rows} rows")
 
@@ -391,7 +397,7 @@ def test_thinker_cache_full(pipeline):
 
 def test_talker_cache_full(pipeline):
     messages = prompt_of(pipeline, 30)
-    prompt = int(pipeline.prompt_builder.build(messages).user_mask.sum()) + 9
+    prompt = int(prompt_rows(pipeline, messages).user_mask.sum()) + 9
     room = CAPACITY - prompt + 1  # the last frame is never fed back
     full = answer(pipeline, messages, max_audio_length=1000)
     assert (full[0].reason, full[0].audio_reason) == ("length", "kv_cache_full")
@@ -403,14 +409,14 @@ def test_talker_cache_full(pipeline):
 
 def test_thinker_cache_full_after_the_first_token(pipeline):
     """A prompt that fills the cache leaves room for one token: it is heard."""
-    pipeline.prompt_builder.max_input_len = CAPACITY
+    pipeline.models.prompts.max_input_len = CAPACITY
     try:
         messages = [{"role": "system", "content": "x" * 20}, *user("x")]
-        while len(pipeline.prompt_builder.build(messages).ids) < CAPACITY:
+        while len(prompt_rows(pipeline, messages).ids) < CAPACITY:
             messages[0]["content"] += "x"
         finished, pcm = answer(pipeline, messages)
     finally:
-        pipeline.prompt_builder.max_input_len = MAX_INPUT_LEN
+        pipeline.models.prompts.max_input_len = MAX_INPUT_LEN
     assert finished.reason == "kv_cache_full" and len(finished.token_ids) == 1 and pcm.size
 
 
@@ -432,12 +438,12 @@ def test_one_token_reply_is_audible(pipeline, streaming):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_reply_of_the_end_token_alone_is_silent(pipeline, streaming):
     first = answer(pipeline, user("hello"), max_generate_length=1)[0].token_ids[0]
-    model = pipeline.thinker.model
-    end, model["im_end_token_id"] = model["im_end_token_id"], first
+    config = pipeline.models.thinker.config
+    end, config.im_end_token_id = config.im_end_token_id, first
     try:
         finished, pcm = answer(pipeline, user("hello"), streaming=streaming)
     finally:
-        model["im_end_token_id"] = end
+        config.im_end_token_id = end
     assert (finished.token_ids, finished.text, finished.reason) == ([first], "", "stop")
     assert finished.audio_reason == "none" and finished.codes.shape == (16, 0) and pcm.size == 0
 
@@ -445,7 +451,7 @@ def test_reply_of_the_end_token_alone_is_silent(pipeline, streaming):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_speech_that_ends_before_its_first_frame(pipeline, streaming):
     code = int(answer(pipeline, user("hello"), max_audio_length=1)[0].codes[0, 0])
-    talker = pipeline.talker
+    talker = pipeline.models.voice.talker
     eos, talker.eos = talker.eos, code
     try:
         finished, pcm = answer(pipeline, user("hello"), streaming=streaming)

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from test_encoders import AUDIO, TOLERANCE, export_audio, mel_noise
 
 from offline.build_engines import build_onnxruntime_cuda
-from omni_ros.engines.engine import read_config
+from omni_ros.engines.config import read_config
 from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.pipeline.audio_encoder import AudioEncoder
 

@@ -11,7 +11,7 @@ from test_code2wav import CAPACITY, CONFIGS, TOLERANCE, Case, build, chunkings
 from test_code2wav import test_reset_forgets_the_last_waveform as test_reset_forgets_the_last_waveform  # with the `case` of here
 
 from offline.build_engines import build_onnxruntime_cuda
-from omni_ros.engines.engine import read_config
+from omni_ros.engines.config import read_config
 from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.pipeline.code2wav import Code2Wav
 

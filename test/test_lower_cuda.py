@@ -15,7 +15,7 @@ from offline.cuda.lower_encoder import lower_encoder
 from offline.graphs.external_data import StoredGraph
 from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines.cuda_device import gpu_target
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.errors import EngineError
 
 

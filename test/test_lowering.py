@@ -15,7 +15,8 @@ from bench.gpu_turns import never_end
 from offline import build_engines
 from offline.export_onnx import COMPONENTS, export
 from offline.onnxruntime.lower import INT4_BLOCK, quantize_int4
-from omni_ros.engines.engine import Engine, open_engine
+from omni_ros.engines.engine import Engine
+from omni_ros.engines.open import open_engine
 from omni_ros.pipeline.pipeline import ENGINES, Pipeline
 from omni_ros.pipeline.request import Request
 

@@ -12,7 +12,7 @@ from nvfp4_reference import decoded, exported_linears, packed, split
 
 from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs.external_data import StoredGraph
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Finished, Request
 

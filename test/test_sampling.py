@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.errors import EngineError
 from omni_ros.pipeline.code_predictor import CodePredictor
 from omni_ros.pipeline.sampling import Sampler, largest
@@ -136,3 +136,17 @@ def test_logits_that_are_no_numbers_are_an_error(temperature, bad):
     logits[700 if bad > 0 or np.isnan(bad) else slice(None)] = bad
     with pytest.raises(EngineError, match=f"{bad} among the logits"):
         Sampler(1000, temperature, 50, 1.0, np.random.default_rng(0))(logits)
+
+
+@pytest.mark.parametrize("size", [3, 50, 152064])
+def test_the_largest_draw_is_an_id(size):
+    """A generator's largest number below 1, times a sum in float32, can be that sum, which no id covers."""
+
+    class Largest:
+        def random(self) -> float:
+            return np.nextafter(1.0, 0.0)
+
+    logits = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.5)):
+        sampler = Sampler(size, 1.0, top_k, top_p, Largest())
+        assert 0 <= sampler(logits) < size

@@ -1,7 +1,9 @@
 """Stages run side by side, stop when told, survive failures, and never change what is said."""
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from conftest import BACKENDS
 from omni_ros.errors import EngineError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
-from omni_ros.pipeline.streaming import TOKEN_LEAD
+from omni_ros.pipeline.streaming import TOKEN_LEAD, Turn
 
 HELLO = [{"role": "user", "content": "what do you see and hear"}]
 SAMPLED = {"seed": 5, "max_generate_length": 24, "max_audio_length": 60}
@@ -37,7 +39,7 @@ def slow_down(monkeypatch, owner, method: str, seconds: float) -> None:
 
 
 def test_speech_starts_while_the_thinker_is_writing(pipeline, monkeypatch):
-    slow_down(monkeypatch, pipeline.thinker, "step", 0.05)
+    slow_down(monkeypatch, pipeline.models.thinker, "step", 0.05)
     finished, events = play(pipeline)
     kinds = [type(e) for e in events]
     assert kinds.count(TextFinished) == 1 and events[kinds.index(TextFinished)].text == finished.text
@@ -48,9 +50,9 @@ def test_speech_starts_while_the_thinker_is_writing(pipeline, monkeypatch):
 def test_timing_does_not_change_the_reply(pipeline, monkeypatch, slow):
     expected, _ = play(pipeline)
     stage, method = {
-        "thinker": (pipeline.thinker, "step"),
-        "talker": (pipeline.talker, "step"),
-        "code2wav": (pipeline.code2wav, "decode"),
+        "thinker": (pipeline.models.thinker, "step"),
+        "talker": (pipeline.models.voice.talker, "step"),
+        "code2wav": (pipeline.models.voice.code2wav, "decode"),
     }[slow]
     slow_down(monkeypatch, stage, method, 0.01)
     for streaming in (True, False):
@@ -66,10 +68,10 @@ def test_seeds(pipeline):
 
 
 def test_chunks_start_small_and_grow(pipeline, monkeypatch):
-    model = pipeline.code2wav
+    model = pipeline.models.voice.code2wav
     # everything is there before Code2Wav starts, so chunk sizes are what was asked for and nothing else
-    original = pipeline.code2wav.reset
-    monkeypatch.setattr(pipeline.code2wav, "reset", lambda: (time.sleep(0.5), original()))
+    original = Turn.vocode
+    monkeypatch.setattr(Turn, "vocode", lambda turn: (time.sleep(0.5), original(turn)))
     finished, events = play(pipeline, first_chunk_frames=2, chunk_frames=12)
     frames = finished.codes.shape[1]
     sizes = [len(e.pcm) for e in events if isinstance(e, AudioChunk)]
@@ -135,18 +137,53 @@ def test_a_closed_pipeline_says_so(engine_dirs):
         next(closed.generate(Request(HELLO)))
 
 
+def test_close_frees_the_engines_after_a_failed_turn(engine_dirs, monkeypatch):
+    """Although the error is still at hand, and with it every frame that it passed through."""
+    opened = Pipeline.open(engine_dirs["plain"], threads=1)
+    sessions = [weakref.ref(engine.session) for engine in opened.engines.values()]
+    engine = opened.engines["talker"]
+
+    def fail(inputs, state=None):
+        raise EngineError("the device fell off the bus")
+
+    engine.run = fail
+    with pytest.raises(EngineError) as caught:
+        play(opened)
+    opened.close()
+    gc.collect()
+    assert caught.value is not None and [s() for s in sessions] == [None] * 6
+    with pytest.raises(EngineError, match="closed"):
+        del engine.run
+        engine.run({"inputs_embeds": np.zeros((1, 64), np.float32), "position_ids": np.zeros((3, 1), np.float32)})
+
+
+def test_samples_that_are_no_numbers_end_the_turn(pipeline, monkeypatch):
+    expected, _ = play(pipeline)
+    engine = pipeline.engines["code2wav"]
+    run = engine.run
+
+    def damaged(inputs, state=None):
+        return {"pcm": run(inputs, state)["pcm"] * np.float32("nan")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run", damaged)
+        with pytest.raises(EngineError, match="no numbers"):
+            play(pipeline)
+    np.testing.assert_array_equal(play(pipeline)[0].codes, expected.codes)
+
+
 @pytest.mark.parametrize("stage", ["thinker", "talker", "code_predictor", "code2wav"])
 def test_a_failing_stage_raises_once_and_the_next_turn_works(pipeline, monkeypatch, stage):
     expected, _ = play(pipeline)
     engine, calls = pipeline.engines[stage], 0
     original = engine.run
 
-    def fail_later(inputs):
+    def fail_later(inputs, state=None):
         nonlocal calls
         calls += 1
         if calls == 3:
             raise EngineError("the device fell off the bus")
-        return original(inputs)
+        return original(inputs, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "run", fail_later)
@@ -159,9 +196,9 @@ def test_a_failing_stage_raises_once_and_the_next_turn_works(pipeline, monkeypat
 
 def test_the_thinker_does_not_run_away_from_the_talker(pipeline, monkeypatch):
     """While speech is slow, only a few tokens are written ahead of it; when it ends first, the text goes on to its end."""
-    slow_down(monkeypatch, pipeline.talker, "step", 0.02)
+    slow_down(monkeypatch, pipeline.models.voice.talker, "step", 0.02)
     steps, leads = {"thinker": 0, "talker": 0}, []
-    for stage, engine in (("thinker", pipeline.thinker), ("talker", pipeline.talker)):
+    for stage, engine in (("thinker", pipeline.models.thinker), ("talker", pipeline.models.voice.talker)):
 
         def counted(*args, stage=stage, step=engine.step):
             steps[stage] += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from omni_ros.engines.engine import State
 from omni_ros.pipeline.pipeline import Pipeline
 
 
@@ -29,9 +30,9 @@ def spy(pipeline: Pipeline) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def watch(name: str, run):
-        def watched(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def watched(inputs: dict[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
             start = time.perf_counter()
-            outputs = run(inputs)
+            outputs = run(inputs, state)
             calls.append(Call(name, start, time.perf_counter(), inputs, outputs))
             return outputs
 

@@ -1,7 +1,10 @@
-"""Mel features of any number of clips -> Thinker embeddings, window by window (transformers `Qwen3OmniMoeAudioEncoder`)."""
+"""Mel features of a clip -> Thinker embeddings, window by window (transformers `Qwen3OmniMoeAudioEncoder`)."""
+
+from collections.abc import Callable
 
 import numpy as np
 
+from omni_ros.engines.config import AudioConfig
 from omni_ros.engines.engine import Engine
 from omni_ros.errors import InputError
 
@@ -11,47 +14,37 @@ class AudioEncoder:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        model = engine.config["model"]
-        self.mel_bins, self.hidden_size = model["mel_bins"], model["hidden_size"]
-        self.chunk_frames, self.chunk_tokens = model["chunk_frames"], model["chunk_tokens"]
-        self.window_chunks = model["window_chunks"]
-        self.max_chunks = engine.config["limits"]["max_chunks"]
+        config: AudioConfig = engine.config.model
+        self.mel_bins, self.hidden_size = config.mel_bins, config.hidden_size
+        self.chunk_frames, self.chunk_tokens = config.chunk_frames, config.chunk_tokens
+        self.window_chunks = config.window_chunks
+        self.max_chunks: int = engine.config.limits.max_chunks
 
     def token_count(self, frames: int) -> int:
         """How many Thinker tokens a clip of `frames` mel frames becomes (`_get_feat_extract_output_lengths`)."""
         full, rest = divmod(frames, self.chunk_frames)
         return full * self.chunk_tokens + _after_convolutions(rest)
 
-    def __call__(self, mels: list[np.ndarray]) -> list[np.ndarray]:
-        """The clips of one request, each float32 [mel_bins, frames] -> float32 [token_count(frames), hidden].
+    def __call__(self, mel: np.ndarray, check: Callable[[], None] = lambda: None) -> np.ndarray:
+        """One clip, float32 [mel_bins, frames] -> float32 [token_count(frames), hidden].
 
-        Chunks are zero-padded to the longest chunk of the request, as transformers does. This matters to clips
-        below one second, whose last token sees the padding; a lone short clip is therefore not padded at all.
+        A clip is never padded to another one, as transformers does within a request, so its rows are the same whatever it
+        is asked with; equal to transformers when it gets one clip at a time. `check` is called between runs and may raise.
         """
-        for mel in mels:
-            if mel.ndim != 2 or mel.shape[0] != self.mel_bins or mel.shape[1] == 0:
-                raise InputError(f"mel features must be [{self.mel_bins}, frames > 0], got {list(mel.shape)}")
-        longest = max((mel.shape[1] for mel in mels), default=0)
-        width = min(longest, self.chunk_frames)
-        embeds = []
-        for mel in mels:
-            span = self.window_chunks * self.chunk_frames
-            full = mel.shape[1] // span  # windows without any padding: equal, so they can share a run
-            parts = [self._full_windows(mel[:, : full * span], full)] if full else []
-            if mel.shape[1] % span:
-                parts.append(self._run(mel[:, full * span :], 1, width))
-            embeds.append(np.concatenate(parts))
-        return embeds
-
-    def _full_windows(self, mel: np.ndarray, windows: int) -> np.ndarray:
+        if mel.ndim != 2 or mel.shape[0] != self.mel_bins or mel.shape[1] == 0:
+            raise InputError(f"mel features must be [{self.mel_bins}, frames > 0], got {list(mel.shape)}")
+        width = min(mel.shape[1], self.chunk_frames)  # a clip below one second is not padded at all
         span = self.window_chunks * self.chunk_frames
+        full = mel.shape[1] // span  # windows without any padding: equal, so they can share a run
         step = self.max_chunks // self.window_chunks
-        return np.concatenate(
-            [
-                self._run(mel[:, i * span : (i + step) * span], min(step, windows - i), self.chunk_frames)
-                for i in range(0, windows, step)
-            ]
-        )
+        parts = []
+        for i in range(0, full, step):
+            check()
+            parts.append(self._run(mel[:, i * span : min(i + step, full) * span], min(step, full - i), self.chunk_frames))
+        if mel.shape[1] % span:
+            check()
+            parts.append(self._run(mel[:, full * span :], 1, width))
+        return np.concatenate(parts)
 
     def _run(self, mel: np.ndarray, windows: int, width: int) -> np.ndarray:
         """mel [mel_bins, frames], equal windows in a row (or one that ends early) -> [tokens, hidden]."""

@@ -1,13 +1,14 @@
-"""Code2Wav: codec codes -> PCM, streaming; the state between calls lives in the engine."""
+"""Code2Wav: codec codes -> PCM, streaming."""
 
 import numpy as np
 
-from omni_ros.engines.engine import Engine
+from omni_ros.engines.config import Code2WavConfig
+from omni_ros.engines.engine import Engine, State
 from omni_ros.errors import EngineError, InputError, KVCacheFullError
 
 
 class Code2Wav:
-    """One waveform at a time: `decode` continues it, however the frames are cut into calls, `reset` begins the next.
+    """A waveform is a state: `decode` continues it, however the frames are cut into calls; the state's reset begins the next.
 
     The waveform is that of transformers' `Qwen3OmniMoeCode2Wav` decoding all frames at once. Its transposed
     convolutions look `lookahead_samples` ahead, so the first call returns that many samples less than its frames last,
@@ -15,25 +16,26 @@ class Code2Wav:
     """
 
     def __init__(self, engine: Engine):
-        if engine.config["engine"] != "code2wav":
-            raise EngineError(f"{engine.directory}: holds a {engine.config['engine']} engine, Code2Wav needs code2wav")
+        if engine.config.engine != "code2wav":
+            raise EngineError(f"{engine.directory}: holds a {engine.config.engine} engine, Code2Wav needs code2wav")
         self.engine = engine
-        model = engine.config["model"]
-        self.sample_rate: int = model["sample_rate"]
-        self.num_quantizers: int = model["num_quantizers"]
-        self.codebook_size: int = model["codebook_size"]
-        self.samples_per_frame: int = model["samples_per_frame"]
-        self.lookahead_samples: int = model["lookahead_samples"]
-        limits = engine.config["limits"]
-        self.capacity: int = limits["capacity"]
-        self.max_run_frames: int = limits.get("max_run_frames", self.capacity)  # memory on a GPU is for the longest run
+        config: Code2WavConfig = engine.config.model
+        self.sample_rate, self.num_quantizers, self.codebook_size = (
+            config.sample_rate,
+            config.num_quantizers,
+            config.codebook_size,
+        )
+        self.samples_per_frame, self.lookahead_samples = config.samples_per_frame, config.lookahead_samples
+        limits = engine.config.limits
+        self.capacity: int = limits.capacity
+        self.max_run_frames: int = limits.max_run_frames or self.capacity  # memory on a GPU is for the longest run
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
+    def decode(self, state: State, codes: np.ndarray) -> np.ndarray:
         """codes int64 [num_quantizers, frames >= 1], the frames that follow the last call's -> pcm float32 [samples].
 
         More frames than one run of the engine takes are cut into several; the waveform is the same.
         Raises InputError for codes of the wrong shape or range, KVCacheFullError past the engine's longest speech;
-        after either the waveform goes on as if the call had not been made.
+        after either the waveform goes on as if the call had not been made. EngineError when the samples are no numbers.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or len(codes) != self.num_quantizers or codes.shape[1] < 1 or codes.dtype.kind not in "iu":
@@ -44,22 +46,17 @@ class Code2Wav:
         if outside.any():
             frame, quantizer = np.argwhere(outside.T)[0].tolist()
             raise InputError(
-                f"codec frame {self.engine.length + frame}, quantizer {quantizer}: code "
+                f"codec frame {state.length + frame}, quantizer {quantizer}: code "
                 f"{codes[quantizer, frame]} is outside the codebook, [0, {self.codebook_size})"
             )
         frames = codes.shape[1]
-        if self.engine.length + frames > self.capacity:  # before the first of several runs has changed the state
+        if state.length + frames > self.capacity:  # before the first of several runs has changed the state
             raise KVCacheFullError(
-                f"code2wav: {self.engine.length} + {frames} codec frames do not fit the longest speech it "
+                f"code2wav: {state.length} + {frames} codec frames do not fit the longest speech it "
                 f"was built for ({self.capacity}); build with a larger --maxCodeLen"
             )
-        return np.concatenate(
-            [
-                self.engine.run({"codes": codes[:, i : i + self.max_run_frames]})["pcm"]
-                for i in range(0, frames, self.max_run_frames)
-            ]
-        )
-
-    def reset(self) -> None:
-        """Begin a new waveform."""
-        self.engine.reset()
+        runs = range(0, frames, self.max_run_frames)
+        pcm = np.concatenate([self.engine.run({"codes": codes[:, i : i + self.max_run_frames]}, state)["pcm"] for i in runs])
+        if not np.isfinite(pcm).all():
+            raise EngineError("code2wav: samples that are no numbers: its weights are damaged, or its dtype is too small")
+        return pcm

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from omni_ros.engines.config import CodePredictorConfig
 from omni_ros.engines.engine import Engine
 
 
@@ -10,9 +11,9 @@ class CodePredictor:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        model = engine.config["model"]
-        self.noise_shape = (model["num_code_groups"] - 1, model["noise_width"])
-        self.hidden_size = next(i["shape"][1] for i in engine.config["inputs"] if i["name"] == "last_hidden")
+        config: CodePredictorConfig = engine.config.model
+        self.noise_shape = (config.num_code_groups - 1, config.noise_width)
+        self.hidden_size = next(i.shape[1] for i in engine.config.inputs if i.name == "last_hidden")
         self.greedy_noise = np.zeros(self.noise_shape, np.float32)
 
     def __call__(

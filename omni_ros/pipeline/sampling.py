@@ -51,7 +51,8 @@ class Sampler:
             better = np.cumsum(probability) - probability  # mass of the ids ahead of each one
             probability = np.where(better < max(self.top_p, 1e-9), probability, 0)
         cumulative = np.cumsum(probability)
-        return int(ids[np.searchsorted(cumulative, self.rng.random() * cumulative[-1], side="right")])
+        # in float64: rounded to float32, a draw just below 1 times the sum can be the sum itself, which no id covers
+        return int(ids[np.searchsorted(cumulative, self.rng.random() * float(cumulative[-1]), side="right")])
 
 
 def largest(logits: np.ndarray, k: int) -> np.ndarray:

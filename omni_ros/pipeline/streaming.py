@@ -8,17 +8,18 @@ last one, which is the moment it is generated: transformers never feeds the last
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omni_ros.errors import InputError
 from omni_ros.pipeline.channel import Channel, ChannelClosed
-from omni_ros.pipeline.code2wav import Code2Wav
-from omni_ros.pipeline.prompt import Prompt, PromptBuilder
+from omni_ros.pipeline.prompt import Prompt
 from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished
 from omni_ros.pipeline.sampling import Sampler
-from omni_ros.pipeline.talker import Talker
-from omni_ros.pipeline.thinker import Thinker
+
+if TYPE_CHECKING:
+    from omni_ros.pipeline.conversation import Conversation
 
 EVENT_BACKLOG = 64  # events a slow consumer may leave unread before the stages wait for it
 # Reply tokens, as text rows, that may wait for the Talker. The stages share one device: a Thinker that runs on to the end of
@@ -26,33 +27,39 @@ EVENT_BACKLOG = 64  # events a slow consumer may leave unread before the stages 
 TOKEN_LEAD = 8
 
 
-class Turn:
-    """Runs one request. The three stages own their engines for the length of the turn."""
+class Cancelled(Exception):
+    """Raised between two runs of an engine, once cancel() was called."""
 
-    def __init__(self, request: Request, builder: PromptBuilder, thinker: Thinker, talker: Talker, code2wav: Code2Wav):
-        self.request, self.builder, self.thinker, self.talker, self.code2wav = request, builder, thinker, talker, code2wav
-        self.max_frames = code2wav.engine.config["limits"]["capacity"]
-        self.cancelled = threading.Event()
+
+class Turn:
+    """Answers one request in a conversation, whose states belong to its three stages until it ends."""
+
+    def __init__(self, request: Request, conversation: "Conversation", cancelled: threading.Event):
+        self.request, self.conversation, self.cancelled = request, conversation, cancelled
+        self.thinker, self.prompts = conversation.models.thinker, conversation.models.prompts
+        voice = conversation.models.speak() if request.audio_output else None
+        self.max_frames = min(request.max_audio_length, voice.code2wav.capacity) if voice else 0
         self.texts: Channel[np.ndarray] = Channel(TOKEN_LEAD if request.streaming else request.max_generate_length)
-        self.frames: Channel[np.ndarray] = Channel(min(request.max_audio_length, self.max_frames) + 1)
+        self.frames: Channel[np.ndarray] = Channel(self.max_frames + 1)
         self.events: Channel[Event] = Channel(EVENT_BACKLOG)
+        self.prompt_ready: Channel[Prompt] = Channel(1)  # what it does not share with the conversation is still to be read
+        self.prompt_read: Channel[Prompt] = Channel(1)
         self.error: BaseException | None = None
         self.reason, self.audio_reason = "cancelled", "none"
         self.token_ids: list[int] = []
         self.text, self.text_ended = "", False
         self.codes: list[np.ndarray] = []
-        self.prompt_ready: Channel[Prompt] = Channel(1)
-        self.hidden_ready: Channel[np.ndarray] = Channel(1)
         self.metrics: dict[str, Any] = {}
-        seed = np.random.SeedSequence(request.seed)
-        self.thinker_rng, self.talker_rng, self.predictor_rng = map(np.random.default_rng, seed.spawn(3))
+        seeds = conversation.seed(request.seed).spawn(3)
+        self.thinker_rng, self.talker_rng, self.predictor_rng = map(np.random.default_rng, seeds)
+        if voice:
+            self.talker, self.code2wav = voice.talker, voice.code2wav
+            self.speaker = self.talker.speaker_id(request.speaker)
 
     # ---- driving ------------------------------------------------------------------------------------------------
     def run(self) -> Iterator[Event]:
         """Yields the events in order; raises the first stage's error. Leaving the iterator cancels the turn."""
         stages = [self.think] + ([self.talk, self.vocode] if self.request.audio_output else [])
-        if self.request.audio_output:
-            self.speaker = self.talker.speaker_id(self.request.speaker)
         self.started = time.perf_counter()
         threads = [threading.Thread(target=self._guard, args=(stage,), name=stage.__name__, daemon=True) for stage in stages]
         closer = threading.Thread(target=self._close_events, args=(threads,), name="turn", daemon=True)
@@ -62,25 +69,30 @@ class Turn:
         try:
             yield from self.events
         finally:
-            self.cancel()
+            self.cancelled.set()
             self.events.abort()
             closer.join()
-        if self.error:
-            raise self.error
+        error, self.error = self.error, None  # which keeps alive what it passed through
+        if error is not None:
+            if not isinstance(error, InputError):
+                self.conversation.reset()  # rows of a run that failed may hold anything
+            raise error
         yield Finished(self.text, self.token_ids, self._codes(), self.reason, self.audio_reason, self._metrics())
 
-    def cancel(self) -> None:
-        """Stop at the next decode step; the turn then ends with reason "cancelled". Safe from any thread."""
-        self.cancelled.set()
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled
 
     def _guard(self, stage) -> None:
         try:
             stage()
+        except Cancelled:
+            return
         except ChannelClosed:
             self.cancelled.set()
         except BaseException as e:  # noqa: BLE001 - whatever a stage dies of belongs to the caller of run()
             self.error = self.error or e
-            for channel in (self.texts, self.frames, self.prompt_ready, self.hidden_ready, self.events):
+            for channel in (self.texts, self.frames, self.prompt_ready, self.prompt_read, self.events):
                 channel.abort()
 
     def _close_events(self, threads: list[threading.Thread]) -> None:
@@ -90,19 +102,21 @@ class Turn:
 
     # ---- Thinker --------------------------------------------------------------------------------------------------
     def think(self) -> None:
-        r, m = self.request, self.thinker.model
+        r, c = self.request, self.conversation
         try:
-            prompt = self.builder.build(r.messages)
+            prompt = c.build(r.messages, self.check, answer=True, special_tokens=r.special_tokens)
             if r.audio_output:
                 self.talker.check(prompt)  # before any text is out
+            start = c.keep(prompt)
             self.prompt_ready.put(prompt)
             self._mark("inputs_s")
-            logits, accept_hidden = self.thinker.prefill(prompt)
+            logits = c.read(prompt, start, self.check)
             self._mark("prefill_s")
-            self.metrics["prompt_tokens"] = len(prompt.ids)
-            self.hidden_ready.put(accept_hidden)
-            sampler = Sampler(m["vocab_size"], r.temperature, r.top_k, r.top_p, self.thinker_rng)
-            stream = self.builder.tokenizer.stream()
+            self.metrics["prompt_tokens"], self.metrics["reused_tokens"] = len(prompt), start
+            self.prompt_read.put(prompt)
+            position = prompt.next_position
+            sampler = Sampler(self.thinker.config.vocab_size, r.temperature, r.top_k, r.top_p, self.thinker_rng)
+            stream = self.prompts.tokenizer.stream()
             while not self.cancelled.is_set():
                 token = sampler(logits)
                 self.token_ids.append(token)
@@ -117,14 +131,15 @@ class Turn:
                         self._speak(token)
                     break
                 self._speak(token)
-                logits = self.thinker.step(token)
+                logits = c.step(token, position)
+                position += 1
             self._mark("last_token_s")
             if rest := stream.rest():
                 self._say(rest, [])
             if self.reason != "cancelled":
                 self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
         finally:
-            for channel in (self.texts, self.prompt_ready, self.hidden_ready):
+            for channel in (self.texts, self.prompt_ready, self.prompt_read):
                 channel.close()
 
     def _speak(self, token: int) -> None:
@@ -137,47 +152,48 @@ class Turn:
         self.events.put(TextDelta(text, token_ids))
 
     def _why_last(self, token: int) -> str | None:
-        if token == self.thinker.model["im_end_token_id"]:
+        if token == self.thinker.config.im_end_token_id:
             return "stop"
         if len(self.token_ids) >= self.request.max_generate_length:
             return "length"
-        return "kv_cache_full" if self.thinker.is_full else None
+        return "kv_cache_full" if self.conversation.thinker_state.length >= self.thinker.capacity else None
 
     # ---- Talker + CodePredictor -----------------------------------------------------------------------------------
     def talk(self) -> None:
-        r, talker = self.request, self.talker
+        r, c, talker = self.request, self.conversation, self.talker
         try:
             prompt = self.prompt_ready.get()
             if prompt is None:
                 return
-            user_text = talker.user_text(prompt)  # while the Thinker reads the prompt
-            accept_hidden = self.hidden_ready.get()
+            user_text = c.user_text(prompt)  # while the Thinker reads the prompt
+            read = self.prompt_read.get()
             if not r.streaming:
                 self.texts.wait_closed()
             first = self.texts.get()
-            if accept_hidden is None or first is None:
+            if read is None or first is None:
                 return
             self.audio_reason = "cancelled"
             greedy = r.talker_temperature == 0
             sampler = talker.sampler(r.talker_temperature, r.talker_top_k, r.talker_top_p, r.repetition_penalty, self.talker_rng)
-            limit = min(r.max_audio_length, self.max_frames)
-            logits = talker.prefill(prompt, user_text, accept_hidden, first, self.speaker)
+            answer = talker.assistant_rows(prompt, first, self.speaker)
+            logits, last_hidden, position = c.read_user_rows(prompt, self.check, user_text, answer)
             while not self.cancelled.is_set():
                 code0 = sampler(logits)
                 if code0 == talker.eos:
                     self.audio_reason = "stop"
                     break
-                codes, embed_sum = talker.frame(code0, None if greedy else self.predictor_rng)
+                codes, embed_sum = talker.frame(code0, last_hidden, None if greedy else self.predictor_rng)
                 self.codes.append(codes)
                 self._mark("first_code_s", once=True)
                 self.frames.put(codes)
-                if len(self.codes) >= limit:
+                if len(self.codes) >= self.max_frames:
                     self.audio_reason = "length"
                     break
-                if talker.is_full:
+                if c.talker_state.length >= talker.capacity:
                     self.audio_reason = "kv_cache_full"
                     break
-                logits = talker.step(embed_sum, self._next_text())
+                logits, last_hidden = talker.step(c.talker_state, embed_sum, self._next_text(), position)
+                position += 1
             self._mark("last_code_s")
         finally:
             self.texts.abandon()  # the Talker may end before the text does
@@ -196,7 +212,7 @@ class Turn:
     # ---- Code2Wav ---------------------------------------------------------------------------------------------------
     def vocode(self) -> None:
         r, samples, chunks = self.request, 0, 0
-        self.code2wav.reset()
+        self.conversation.code2wav_state.reset()
         size = r.first_chunk_frames
         pending: list[np.ndarray] = []
         if not r.streaming:
@@ -220,7 +236,7 @@ class Turn:
     def _emit(self, frames: list[np.ndarray]) -> int:
         if self.cancelled.is_set():
             return 0
-        pcm = self.code2wav.decode(np.stack(frames, axis=1))
+        pcm = self.code2wav.decode(self.conversation.code2wav_state, np.stack(frames, axis=1))
         self._mark("first_pcm_s", once=True)
         self._mark("last_pcm_s")
         self.events.put(AudioChunk(pcm, is_last=False))
@@ -232,7 +248,10 @@ class Turn:
             self.metrics[name] = time.perf_counter() - self.started
 
     def _codes(self) -> np.ndarray:
-        return np.stack(self.codes, axis=1) if self.codes else np.zeros((self.code2wav.num_quantizers, 0), np.int64)
+        if not self.codes:
+            voice = self.conversation.models.voice
+            return np.zeros((voice.code2wav.num_quantizers if voice else 0, 0), np.int64)
+        return np.stack(self.codes, axis=1)
 
     def _metrics(self) -> dict[str, Any]:
         """Times in seconds since the request arrived, then rates."""

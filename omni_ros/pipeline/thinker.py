@@ -2,47 +2,48 @@
 
 import numpy as np
 
-from omni_ros.engines.engine import Engine
+from omni_ros.engines.config import ThinkerConfig
+from omni_ros.engines.engine import Engine, State
 from omni_ros.engines.sidecar import Embedding
 from omni_ros.pipeline.prompt import Prompt
 
 
 class Thinker:
-    """Follows Qwen3OmniMoeThinkerForConditionalGeneration with batch 1."""
+    """Follows Qwen3OmniMoeThinkerForConditionalGeneration with batch 1. What it has read is in the state."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.model = engine.config["model"]
+        self.config: ThinkerConfig = engine.config.model
         self.embedding = Embedding(engine.directory / "embedding.safetensors")
-        self.capacity = engine.config["limits"]["capacity"]
-        self.deepstack_dtype = next(i["dtype"] for i in engine.config["inputs"] if i["name"] == "deepstack")
-        self.text_deepstack = np.zeros((self.model["num_deepstack"], 1, self.model["hidden_size"]), self.deepstack_dtype)
-        self.next_position = 0.0
+        self.capacity: int = engine.config.limits.capacity
+        self.deepstack_dtype = next(i.dtype for i in engine.config.inputs if i.name == "deepstack")
+        self.text_deepstack = np.zeros((self.config.num_deepstack, 1, self.config.hidden_size), self.deepstack_dtype)
 
-    def prefill(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the logits [V] of the first reply token and accept_hidden [S, H] for the Talker's media rows."""
-        self.engine.reset()
-        embeds = self.embedding[prompt.ids]
-        deepstack = np.zeros((self.model["num_deepstack"], *embeds.shape), self.deepstack_dtype)
-        for mask, features in ((prompt.audio_mask, prompt.audio_features), (prompt.visual_mask, prompt.visual_features)):
-            if mask.any():
-                embeds[mask] = features
-        if prompt.visual_mask.any():
-            deepstack[:, prompt.visual_mask] = prompt.deepstack
-        out = self.engine.run({"inputs_embeds": embeds, "position_ids": prompt.positions, "deepstack": deepstack})
-        self.next_position = prompt.next_position
+    def read(self, state: State, prompt: Prompt, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The next rows of a prompt whose media are encoded; `state` holds those before `rows`.
+
+        Returns the logits [V] after the last row, and accept_hidden [n, H] of all of them for the Talker's media rows.
+        """
+        embeds = self.embedding[prompt.ids[rows]]
+        deepstack = np.zeros((self.config.num_deepstack, *embeds.shape), self.deepstack_dtype)
+        for first, media in prompt.media:
+            start, stop = max(first, rows.start), min(first + media.tokens, rows.stop)
+            if start < stop:
+                here, there = slice(start - rows.start, stop - rows.start), slice(start - first, stop - first)
+                embeds[here] = media.features[there]
+                if media.kind != "audio":
+                    deepstack[:, here] = media.deepstack[:, there]
+        out = self.engine.run({"inputs_embeds": embeds, "position_ids": prompt.positions[:, rows], "deepstack": deepstack}, state)
         return out["logits"][0], out["accept_hidden"]
 
-    def step(self, token: int) -> np.ndarray:
+    def step(self, state: State, token: int, position: float) -> np.ndarray:
         """Feed one reply token; returns the logits [V] of the next."""
-        position = np.full((3, 1), self.next_position, np.float32)
-        self.next_position += 1
         out = self.engine.run(
-            {"inputs_embeds": self.embedding[[token]], "position_ids": position, "deepstack": self.text_deepstack}
+            {
+                "inputs_embeds": self.embedding[[token]],
+                "position_ids": np.full((3, 1), position, np.float32),
+                "deepstack": self.text_deepstack,
+            },
+            state,
         )
         return out["logits"][0]
-
-    @property
-    def is_full(self) -> bool:
-        """No row is left for another reply token."""
-        return self.engine.length >= self.capacity

@@ -1,8 +1,10 @@
 """Chat template and tokens, from the checkpoint's own files: tokenizer.json and chat_template.{jinja,json}."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -12,6 +14,9 @@ from tokenizers.decoders import DecodeStream
 
 from omni_ros.errors import EngineError, InputError
 
+MARK = "\ue000{}\ue001"  # private use characters: no word in any language
+HIDDEN = re.compile(MARK.format(r"(\d+)"))
+
 
 class ChatTokenizer:
     """Messages -> token ids, as transformers' apply_chat_template + Qwen2Tokenizer; ids -> text as they arrive."""
@@ -19,8 +24,13 @@ class ChatTokenizer:
     def __init__(self, directory: Path):
         path = directory / "tokenizer.json"
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as e:  # noqa: BLE001 - tokenizers raises nothing more special
+            text = path.read_text()
+            self.tokenizer = Tokenizer.from_str(text)
+            content = json.loads(text)
+            self.special = [token["content"] for token in content.get("added_tokens") or []]
+            # The same words without special tokens: to it, they are letters like others.
+            self.plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
+        except Exception as e:  # tokenizers raises nothing more special
             raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
@@ -31,16 +41,44 @@ class ChatTokenizer:
         except TemplateError as e:
             raise EngineError(f"{directory}: the chat template is damaged ({e}); export the Thinker and build it again") from e
 
-    def encode(self, messages: list[dict]) -> np.ndarray:
-        """int64 [S], ending with the assistant's opening; every media part is still ONE placeholder token."""
+    def encode(self, messages: list[dict[str, Any]], answer: bool = True, special_tokens: bool = True) -> np.ndarray:
+        """int64 [S]; every media part is still ONE placeholder token. With `answer` it ends with the assistant's opening.
+
+        Without `special_tokens`, those that a text spells out become ordinary tokens, which no template is made of.
+        """
+        spelled: list[str] = []
+        if not special_tokens:
+            messages = [self._hide(message, spelled) for message in messages]
         try:
-            text = self.template.render(messages=messages, add_generation_prompt=True)
+            text = self.template.render(messages=messages, add_generation_prompt=answer)
         except TemplateError as e:
             raise InputError(f"the chat template refuses these messages: {e}") from e
+        except Exception as e:  # templates are programs, and the checkpoint's
+            raise InputError(f"the chat template fails on these messages: {type(e).__name__}: {e}") from e
         try:
-            return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+            pieces = HIDDEN.split(text)  # template, number of a hidden text, template, ...
+            ids: list[int] = []
+            for i, piece in enumerate(pieces):
+                tokenizer, piece = (self.plain, spelled[int(piece)]) if i % 2 else (self.tokenizer, piece)
+                ids += tokenizer.encode(piece, add_special_tokens=False).ids
+            return np.array(ids, np.int64)
         except TypeError as e:  # half a surrogate pair, as JSON can escape it, is no character
             raise InputError("the messages hold text that is not valid Unicode") from e
+
+    def _hide(self, message: dict[str, Any], spelled: list[str]) -> dict[str, Any]:
+        """`message` with each text that spells a special token moved to `spelled`, a mark in its place."""
+
+        def hide(text: str) -> str:
+            text = HIDDEN.sub("", text)  # no text may bring marks of its own
+            if not any(token in text for token in self.special):
+                return text
+            spelled.append(text)
+            return MARK.format(len(spelled) - 1)
+
+        content = message["content"]
+        if isinstance(content, str):
+            return {**message, "content": hide(content)}
+        return {**message, "content": [{**p, "text": hide(p["text"])} if p["type"] == "text" else p for p in content]}
 
     def stream(self) -> "TextStream":
         return TextStream(self.tokenizer)

@@ -4,8 +4,11 @@ The arithmetic on grids follows transformers' vision_utils `get_vision_interpola
 `get_vision_position_ids`; patches come in merge-block order, as `to_patches` cuts them.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
+from omni_ros.engines.config import VisualConfig
 from omni_ros.engines.engine import Engine
 from omni_ros.errors import InputError
 
@@ -18,21 +21,25 @@ class VisualEncoder:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        model = engine.config["model"]
-        self.patch_width, self.merge, self.side = model["patch_width"], model["merge_size"], model["position_side"]
-        axis_dim = model["head_dim"] // 2  # half the angles turn with the row, half with the column
+        config: VisualConfig = engine.config.model
+        self.hidden_size, self.levels = config.hidden_size, config.levels
+        self.patch_width, self.merge, self.side = config.patch_width, config.merge_size, config.position_side
+        axis_dim = config.head_dim // 2  # half the angles turn with the row, half with the column
         exponents = np.arange(0, axis_dim, 2, dtype=np.float32) / np.float32(axis_dim)
-        self.frequencies = (1 / np.float32(model["rope_theta"]) ** exponents).astype(np.float32)
-        limits = engine.config["limits"]
-        self.max_patches, self.max_frames = limits["max_patches"], limits.get("max_frames")
+        self.frequencies = (1 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
+        limits = engine.config.limits
+        self.max_patches, self.max_frames = limits.max_patches, limits.max_frames
 
-    def __call__(self, patches: np.ndarray, grid_thw: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def __call__(
+        self, patches: np.ndarray, grid_thw: np.ndarray, check: Callable[[], None] = lambda: None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """patches float32 [sum(t*h*w), patch_width], grid_thw int64 [k, 3], one row per image or video.
 
         Returns k embeds, float32 [t*h*w / merge^2, hidden], and k deepstack, float32 [levels, t*h*w / merge^2, hidden].
-        Raises InputError when the arrays disagree or one frame has more patches than the engine takes.
+        Raises InputError when the arrays disagree or one frame has more patches than the engine takes. `check`
+        is called between runs and may raise.
         """
-        self._check(patches, grid_thw)
+        self._validate(patches, grid_thw)
         ends = np.cumsum(grid_thw.prod(axis=1))
         embeds, deepstack = [], []
         for (t, h, w), end in zip(grid_thw.tolist(), ends.tolist()):
@@ -42,15 +49,16 @@ class VisualEncoder:
             runs = []
             for i in range(0, t, step):
                 batch = frames[i : i + step]
-                turns = np.broadcast_to(angles, (len(batch), *angles.shape))
+                angle = np.broadcast_to(angles, (len(batch), *angles.shape))
+                check()
                 runs.append(
                     self.engine.run(
                         {
                             "patches": batch,
                             "pos_indices": indices,
                             "pos_weights": weights,
-                            "cos": np.cos(turns),
-                            "sin": np.sin(turns),
+                            "cos": np.cos(angle),
+                            "sin": np.sin(angle),
                         }
                     )
                 )
@@ -78,7 +86,7 @@ class VisualEncoder:
         weights = np.maximum(1 - np.abs(source[:, None] - taps), 0)
         return np.clip(taps, 0, self.side - 1).astype(np.int64), weights
 
-    def _check(self, patches: np.ndarray, grid_thw: np.ndarray) -> None:
+    def _validate(self, patches: np.ndarray, grid_thw: np.ndarray) -> None:
         if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or (grid_thw < 1).any() or (grid_thw[:, 1:] % self.merge).any():
             raise InputError(f"grid_thw must be [k, 3], sides multiples of {self.merge}, got {grid_thw.tolist()}")
         wanted = (int(grid_thw.prod(axis=1).sum()), self.patch_width)

@@ -151,7 +151,7 @@ def to_patches(frames: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np
     return patches.reshape(t * h * w, -1), np.array([t, h, w], np.int64)
 
 
-def image_patches(image: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
+def image_patches(image: np.ndarray, config: VisionConfig, max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [H, W, 3] -> (patches float32 [h*w, C*T*P*P], grid_thw int64 [3] with t = 1); see `to_patches`.
 
     A still picture is a clip of temporal_patch_size equal frames. Raises InputError for a wrong array or
@@ -159,7 +159,10 @@ def image_patches(image: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, 
     """
     check_pixels(image, "image")
     height, width = smart_resize(
-        *image.shape[:2], config.patch_size * config.merge_size, config.image_min_pixels, config.image_max_pixels
+        *image.shape[:2],
+        config.patch_size * config.merge_size,
+        config.image_min_pixels,
+        min(max_pixels or config.image_max_pixels, config.image_max_pixels),
     )
     frames = np.repeat(resize(image, height, width)[None], config.temporal_patch_size, axis=0)
     return to_patches(frames, config)

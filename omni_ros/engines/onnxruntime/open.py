@@ -1,0 +1,15 @@
+"""ONNX Runtime on the CPU."""
+
+from pathlib import Path
+
+from omni_ros.engines.config import EngineConfig
+from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
+from omni_ros.engines.sidecar import Projection
+
+
+def open_engine(directory: Path, config: EngineConfig, threads: int) -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine(directory, config, threads)
+
+
+def open_projection(path: Path, config: EngineConfig) -> Projection:
+    return Projection(path)

@@ -1,0 +1,143 @@
+"""The sounds, pictures and videos of a conversation: decoded, then encoded to the rows that the Thinker reads, once each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_ros.errors import EngineError, InputError
+from omni_ros.pipeline.audio_encoder import AudioEncoder
+from omni_ros.pipeline.visual_encoder import VisualEncoder
+from omni_ros.preprocess.audio import load_audio, load_features, log_mel
+from omni_ros.preprocess.image import VisionConfig, image_patches, load_image
+from omni_ros.preprocess.video import load_video, video_patches
+
+AXES = {"audio": ("samples",), "image": ("height", "width", "RGB"), "video": ("frames", "height", "width", "RGB")}
+OPTIONS = ("fps", "max_pixels")  # of a part, beside its value
+VIDEO_FPS = 2.0  # frames kept per second of video, as Qwen's own examples do
+
+
+def nothing() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(eq=False)
+class Media:
+    """One clip, picture or video. Its rows depend on nothing else in the conversation, so they are computed once."""
+
+    kind: str  # audio | image | video
+    source: Any  # an array, known by being the same object, or a file, known by its path, time and size
+    options: tuple[Any, ...]
+    serial: int  # of the conversation; prompts name the rows by it
+    tokens: int  # how many prompt rows it takes
+    inputs: np.ndarray  # mel float32 [bins, frames], or patches float32 [t*h*w, patch_width], until it is encoded
+    grid: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # (t, h, w) in patches, unless it is sound
+    seconds_per_grid: float = 0.0
+    encoded: bool = False  # then, instead of `inputs`:
+    features: np.ndarray = field(default_factory=nothing)  # float32 [tokens, H]
+    deepstack: np.ndarray = field(default_factory=nothing)  # float32 [D, tokens, H], unless it is sound
+
+
+class MediaReader:
+    """Follows Qwen3OmniMoeProcessor and the two encoders. Without an encoder, its kind of media is an error."""
+
+    def __init__(self, vision: VisionConfig, merge_size: int, audio: AudioEncoder | None, visual: VisualEncoder | None):
+        self.vision, self.merge_size, self.audio, self.visual = vision, merge_size, audio, visual
+
+    def read(self, kind: str, part: dict[str, Any], known: list[Media], serial: int) -> Media:
+        """The media of a part {"type": kind, kind: value, ...}: the one in `known` if it is there, else decoded anew.
+
+        Raises InputError naming the file when it cannot be used, EngineError when there is no encoder for it.
+        """
+        source, options = _identity(part[kind]), tuple(part.get(name) for name in OPTIONS)
+        for media in known:
+            if media.kind == kind and media.options == options and _same(media.source, source):
+                return media
+        value = part[kind]
+        if kind == "audio":
+            encoder = self._encoder(self.audio, "sound", "audio")
+            mel = load_features(value) if str(value).endswith(".safetensors") and not isinstance(value, np.ndarray) else None
+            if mel is None:
+                mel = log_mel(value if isinstance(value, np.ndarray) else load_audio(value))
+            return Media(kind, source, options, serial, encoder.token_count(mel.shape[1]), mel)
+        self._encoder(self.visual, "pictures", "visual")
+        if kind == "image":
+            pixels = value if isinstance(value, np.ndarray) else load_image(value)
+            patches, grid = image_patches(pixels, self.vision, part.get("max_pixels"))
+            seconds = 0.0
+        else:
+            fps = part.get("fps", VIDEO_FPS)
+            frames = value if isinstance(value, np.ndarray) else load_video(value, fps, self.vision)
+            patches, grid, seconds = video_patches(frames, fps, self.vision)
+        return Media(kind, source, options, serial, int(grid.prod()) // self.merge_size**2, patches, grid, seconds)
+
+    def encode(self, media: Media, check: Callable[[], None]) -> None:
+        """Fill in features and deepstack; `check` is called between runs of the encoder and may raise."""
+        if media.encoded:
+            return
+        if media.kind == "audio":
+            media.features = self._encoder(self.audio, "sound", "audio")(media.inputs, check)
+        else:
+            embeds, deepstack = self._encoder(self.visual, "pictures", "visual")(media.inputs, media.grid[None], check)
+            media.features, media.deepstack = embeds[0], deepstack[0]
+        media.inputs, media.encoded = nothing(), True
+
+    @staticmethod
+    def _encoder(encoder: Any, what: str, name: str) -> Any:
+        if encoder is None:
+            raise EngineError(f"the request has {what}, and no {name} engine was opened: give the folder that has it")
+        return encoder
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        status = Path(value).stat()
+    except (OSError, ValueError):
+        return str(value)  # decoding it says what is wrong
+    return str(value), status.st_mtime_ns, status.st_size
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else a == b
+
+
+def media_parts(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """(kind, part) of every media part in order. Raises InputError naming the first malformed message."""
+    if not isinstance(messages, list) or not messages:
+        raise InputError("messages must be a list with at least one message")
+    parts = []
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+            raise InputError(f"{where} needs a role: system, user or assistant")
+        content = message.get("content")
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, list):
+            raise InputError(f"{where}.content must be a string or a list of parts")
+        for j, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("text", *AXES) or kind not in part:
+                raise InputError(f"{where}.content[{j}] must be {{'type': 'text'|'audio'|'image'|'video', <type>: value}}")
+            if kind == "text" and not isinstance(part["text"], str):
+                raise InputError(f"{where}.content[{j}].text must be a string")
+            if kind != "text":
+                _check_media(kind, part, f"{where}.content[{j}]")
+                parts.append((kind, part))
+    return parts
+
+
+def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
+    value, fps, pixels = part[kind], part.get("fps", VIDEO_FPS), part.get("max_pixels")
+    if not isinstance(value, (str, Path, np.ndarray)):
+        raise InputError(f"{where}.{kind} must be a file or an array, got {type(value).__name__}")
+    if isinstance(value, np.ndarray) and value.ndim != len(AXES[kind]):
+        raise InputError(f"{where}.{kind} must be {list(AXES[kind])}, got {list(value.shape)}")
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < np.inf:
+        raise InputError(f"{where}.fps = {fps!r} must be a number above 0")
+    if pixels is not None and (isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1):
+        raise InputError(f"{where}.max_pixels = {pixels!r} must be a whole number above 0")
