@@ -1,23 +1,48 @@
 # Everything runs in .venv, which is made when it is needed and again when setup.py changes.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip
 # Where a ROS distribution is sourced, its rclpy is used; elsewhere the wheels of the `ros` extra.
 ifdef ROS_DISTRO
 VENV_FLAGS := --system-site-packages
 else
 ROS := ,ros
 endif
+# What `make test-quick` runs: something of every room, on one of the three models, without the simulated TensorRT.
+QUICK := package parameters messages endpoint speech_publisher preprocess_audio preprocess_image tokenizer sampling streaming \
+	equality infer_cli nvfp4
+QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
+QUICK_CASES := not tensorrt and not odd and not published
 
-.PHONY: setup test demo bench bench-gpu lint clean
+.PHONY: help setup demo test test-quick lint types bench bench-gpu clean
+help:
+	@echo "make demo        build a small model and talk to the node: see demo_output/ afterwards"
+	@echo "make test        the whole test suite against transformers"
+	@echo "make test-quick  a part of it, 90 s at most"
+	@echo "make lint        style;   make types   static types"
+	@echo "make bench       measure; make bench-gpu WORK=FOLDER   measure on a large NVIDIA GPU"
+	@echo "make setup       only install what all of them need, into .venv;   make clean   remove it"
 
 setup: .venv/.full
 
+demo: .venv/.light
+	$(BIN)/python -m demo.run
+
 test: .venv/.full
-	$(BIN)/python -m pytest test/
+	@echo "the whole suite takes about ten minutes on two cores; make test-quick 90 s at most"
+	$(BIN)/python -m pytest -v test/
+
+test-quick: .venv/.full
+	$(BIN)/python -m pytest -v $(QUICK_FILES) -k "$(QUICK_CASES)"
+	@echo "left to make test: two of the three models, TensorRT, and"
+	@echo "$(sort $(notdir $(filter-out $(QUICK_FILES),$(wildcard test/test_*.py))))"
 
 lint: .venv/.full
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.full
+	$(BIN)/mypy
 
 bench: .venv/.full
 	$(BIN)/python -m bench.run
@@ -26,28 +51,27 @@ bench: .venv/.full
 bench-gpu: .venv/.full
 	$(BIN)/python -m bench.gpu $(if $(WORK),--work $(WORK))
 
-demo: .venv/.light
-	$(BIN)/python -m demo.run
-
 .venv/.created:
 	$(PYTHON) -m venv $(VENV_FLAGS) .venv
-	$(BIN)/python -m pip install -qq --upgrade pip setuptools
+	$(PIP) install -qq --upgrade pip setuptools
 	touch $@
 
 # Enough to make engines and run the node: no torch.
 .venv/.light: setup.py | .venv/.created
-	@echo "installing the runtime into .venv (a minute or two)"
-	$(BIN)/python -m pip install -qq --editable ".[vad,offline,demo$(ROS)]"
+	@echo "installing the runtime into .venv (a minute or two, 0.6 GB)"
+	$(PIP) install -qq --editable ".[offline,demo$(ROS)]"
 	touch $@
 
-# And transformers, which the tests and benchmarks compare with. torchvision comes without its dependencies, since it
-# asks for another build of torch.
+# And transformers, which the tests and benchmarks compare with. torchvision comes without its dependencies, since it may ask
+# for another build of torch than the one that is here.
 .venv/.full: .venv/.light
 	@echo "installing torch and transformers into .venv (several minutes on a slow network)"
-	$(BIN)/python -m pip install -qq --editable ".[test,quantize,tensorrt,cuda]"
-	$(BIN)/python -m pip install -qq --no-deps torchvision==0.28.0
+	@echo "PyPI's torch brings CUDA: 6.2 GB in all. With a CPU build it is 2.6 GB: make $(MAKECMDGOALS) PIP_EXTRA_INDEX_URL=URL,"
+	@echo "where URL is PyTorch's index of CPU builds, which pytorch.org names under 'Get Started'"
+	$(PIP) install -qq --editable ".[test,quantize,tensorrt,cuda]"
+	$(PIP) install -qq --no-deps torchvision==0.28.0
 	touch $@
 
 clean:
-	rm -rf .venv build install log demo_output *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build install log demo_output *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

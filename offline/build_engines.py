@@ -1,30 +1,29 @@
-"""ONNX tree of `offline.export_onnx` -> engines that a robot can load.
+"""Graphs of `export_onnx` -> engines that a robot can load: all of a tree, or one.
 
-    python -m offline.build_engines ONNX ENGINES --backend onnxruntime|tensorrt
+    python -m offline.build_engines ONNX ENGINES [limits]
+    python -m offline.build_engines --onnxDir ONNX/thinker/llm --engineDir ENGINES/thinker [limits]
 
-writes ENGINES/{thinker,talker,code_predictor,code2wav} and ENGINES/multimodal/{audio,visual}. Each engine folder holds
-its graph, its sidecars, and a config.json with inputs, outputs, state, limits and provenance.
+The first writes ENGINES/{thinker,talker,code_predictor,code2wav} and ENGINES/multimodal/{audio,visual}; the second touches
+nothing but its own folder. Each engine folder holds its graph, its sidecars, and a config.json with inputs, outputs,
+state, limits, checksums and provenance. Inference looks for the CodePredictor beside the Talker.
 """
 
 import argparse
-import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from offline import bandwidth
-from offline.atomic import atomic_directory
-from offline.cuda.lower_code2wav import Code2WavLowering
-from offline.cuda.lower_encoder import lower_encoder
-from offline.cuda.weights import write_weights
-from offline.onnxruntime.lower import Lowering
-from offline.tensorrt import build as tensorrt
-from omni_ros import __version__
-from omni_ros.engines.tensorrt.package import import_tensorrt
-from omni_ros.errors import CheckpointError, OmniError
+from omni_ros.errors import CheckpointError, EngineError, OmniError
+
+from .cuda import build as cuda
+from .graphs import bandwidth
+from .onnxruntime import build as onnxruntime
+from .outputs.atomic import atomic_directory
+from .outputs.engine_folder import EngineFolder
+from .outputs.graph_folder import read_sealed
+from .tensorrt import build as tensorrt
 
 # engine folder <- ONNX folder
 ENGINES = {
@@ -35,120 +34,80 @@ ENGINES = {
     "multimodal/audio": "multimodal/audio",
     "multimodal/visual": "multimodal/visual",
 }
-INT4_ENGINES = ("thinker", "talker", "code_predictor")  # the encoders and Code2Wav keep their precision
+BUILDERS = {"onnxruntime": onnxruntime.build, "cuda": cuda.build, "tensorrt": tensorrt.build}
+Limits = dict[str, dict[str, int]]  # engine, as config.json names it -> limits that it is built with
 
 
-def build_onnxruntime(onnx_root: Path, engines_root: Path, weights: str, limits: dict[str, dict[str, int]]) -> list[str]:
-    """Build every engine whose ONNX folder exists; `limits` maps an engine folder to the limits it is built with."""
-    present = _present(onnx_root)
-    for name in tqdm(present, desc="building", unit="engine"):
-        source = onnx_root / ENGINES[name]
-        config = _exported_config(source)
-        config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
-        with atomic_directory(engines_root / name) as directory:
-            int4 = weights == "int4" and name in INT4_ENGINES
-            Lowering(source, directory, int4).run(config["limits"])
-            _copy_sidecars(source, directory)
-            _write_config(directory, config, "int4" if int4 else "float32", "float32")
-    return present
+def build_tree(
+    onnx: Path, engines: Path, backend: str = "onnxruntime", limits: Limits | None = None, **options: str
+) -> list[str]:
+    """Build every engine whose graph is below `onnx`; returns their folders below `engines`. `options` are the builder's."""
+    graphs = _graphs(onnx)
+    for name, source in tqdm(graphs.items(), desc="building", unit="engine"):
+        build_one(source, engines / name, backend, limits, **options)
+    return list(graphs)
 
 
-def build_onnxruntime_cuda(onnx_root: Path, engines_root: Path, limits: dict[str, dict[str, int]]) -> list[str]:
-    """The same for `--device cuda`, from graphs exported with --dtype float16 (encoders and Code2Wav: either; Code2Wav
-    becomes float32)."""
-    present = _present(onnx_root)
-    for name in tqdm(present, desc="building", unit="engine"):
-        source = onnx_root / ENGINES[name]
-        config = _exported_config(source)
-        if config["dtype"] != "float16" and name in ("thinker", "talker", "code_predictor"):
-            raise CheckpointError(f"{source}: exported as {config['dtype']}; a GPU wants `offline.export_onnx --dtype float16`")
-        config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
-        with atomic_directory(engines_root / name) as directory:
-            _copy_sidecars(source, directory)
-            weights, dtype = "as exported", config["dtype"]
-            if "decoder" in config:
-                write_weights(source, directory, config["decoder"])
-                dtype = "float32"  # of what goes in and out
-            elif name == "code2wav":
-                Code2WavLowering(source, directory).run(config)
-                weights = dtype = "float32"
-            else:
-                lower_encoder(source, directory)
-            config["device"] = "cuda"
-            _write_config(directory, config, weights, dtype)
-    return present
+def build_one(source: Path, place: Path, backend: str = "onnxruntime", limits: Limits | None = None, **options: str) -> None:
+    """Build the graph in `source` into `place`, which is replaced when the engine is complete."""
+    with atomic_directory(place) as directory:
+        engine = EngineFolder(source, directory, place)
+        _check_place(place, engine.engine)
+        engine.config["limits"].update((limits or {}).get(engine.engine, {}))
+        BUILDERS[backend](engine, **options)
 
 
-def build_tensorrt(onnx_root: Path, engines_root: Path, target: str | None, limits: dict[str, dict[str, int]]) -> list[str]:
-    """The same with TensorRT or TensorRT-RTX, for the GPU `target` (None: the one here)."""
-    present = _present(onnx_root)
-    trt = import_tensorrt()
-    target = tensorrt.check_target(trt, target)
-    for name in tqdm(present, desc=f"building for {target}", unit="engine"):
-        source = onnx_root / ENGINES[name]
-        config = _exported_config(source)
-        config["limits"] = {**config.get("limits", {}), **limits.get(name, {})}
-        with atomic_directory(engines_root / name) as directory:
-            _copy_sidecars(source, directory)
-            tensorrt.build_engine(trt, source, directory, config, target)
-    return present
-
-
-def _present(onnx_root: Path) -> list[str]:
-    present = [name for name, folder in ENGINES.items() if (onnx_root / folder / "model.onnx").is_file()]
-    if not present:
-        raise CheckpointError(f"{onnx_root}: no exported graph found; run `python -m offline.export_onnx CHECKPOINT {onnx_root}`")
-    return present
-
-
-def _copy_sidecars(source: Path, directory: Path) -> None:
-    for file in sorted(source.iterdir()):
-        if file.name not in ("model.onnx", "model.onnx.data", "config.json"):
-            shutil.copy(file, directory / file.name)
-
-
-def _exported_config(source: Path) -> dict:
-    """config.json of an exported graph whose files are all there as they were written, or a CheckpointError."""
-    path = source / "config.json"
+def _check_place(place: Path, engine: str) -> None:
+    """Raise EngineError rather than replace a folder that is anything but an earlier build of the same engine."""
+    if not place.is_dir() or not any(place.iterdir()):
+        return
+    if not (place / "config.json").is_file():
+        raise EngineError(f"{place}: is no engine's folder and not empty; give --engineDir a folder for this engine alone")
     try:
-        config = json.loads(path.read_text())
-        sizes, checksum = config["files"], config["graph_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path}: missing or damaged ({e}); export the checkpoint again") from e
-    for name, size in sizes.items():
-        if not (source / name).is_file() or (source / name).stat().st_size != size:
-            raise CheckpointError(f"{source / name}: missing or truncated; export the checkpoint again")
-    if hashlib.sha256((source / "model.onnx").read_bytes()).hexdigest() != checksum:
-        raise CheckpointError(f"{source / 'model.onnx'}: damaged (its checksum differs); export the checkpoint again")
-    return config
+        there = json.loads((place / "config.json").read_text()).get("engine", engine)
+    except (ValueError, AttributeError):
+        return  # damaged: to be built again
+    if there != engine:
+        raise EngineError(f"{place}: holds the {there} engine; give the {engine} another --engineDir, or remove it")
 
 
-def _write_config(directory: Path, config: dict, weights: str, dtype: str) -> None:
-    """The exported config.json with symbolic limits made numbers, the build's dtype for float16, and its identity."""
-    limits = config["limits"]
-    for entry in config["inputs"] + config["outputs"] + config["state"]:
-        entry["dtype"] = entry["dtype"].replace("float16", dtype)
-        entry["shape"] = [limits.get(d, d) if isinstance(d, str) else d for d in entry["shape"]]
-    config.update(backend="cuda" if config.pop("device", "") else "onnxruntime", weights=weights, dtype=dtype)
-    config["provenance"].update(onnx_sha256=config["graph_sha256"], built_with=__version__)
-    if (directory / "model.onnx").is_file():
-        config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
-    config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir())}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def _graphs(onnx: Path) -> dict[str, Path]:
+    """Engine folder -> exported graph, of all that are in the tree; of one graph's own folder, that one."""
+    if (onnx / "model.onnx").is_file():
+        engine = read_sealed(onnx)["engine"]
+        return {name: onnx for name in ENGINES if Path(name).name == engine}
+    present = {name: onnx / folder for name, folder in ENGINES.items() if (onnx / folder / "model.onnx").is_file()}
+    if not present:
+        raise CheckpointError(
+            f"{onnx}: no exported graph found; run `python -m {__package__}.export_onnx CHECKPOINT {onnx}`, or give the "
+            "folder of one graph with --onnxDir"
+        )
+    return present
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    decoder = {"max_input_len": args.maxInputLen, "capacity": args.maxKVCacheCapacity}
+    return {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": args.maxCodeLen}}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.build_engines", description=__doc__.split("\n")[0])
-    parser.add_argument("onnx", type=Path, metavar="ONNX", help="folder written by offline.export_onnx")
-    parser.add_argument("engines", type=Path, metavar="ENGINES", help="folder for the engines")
-    parser.add_argument("--backend", choices=("onnxruntime", "tensorrt"), default="onnxruntime")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__.replace("python -m offline", f"python -m {__package__}"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("onnx", type=Path, metavar="ONNX", nargs="?", help="folder written by export_onnx")
+    parser.add_argument("engines", type=Path, metavar="ENGINES", nargs="?", help="folder for the engines")
+    parser.add_argument("--onnxDir", type=Path, metavar="DIR", help="folder of one exported graph (with model.onnx), or a tree")
+    parser.add_argument("--engineDir", type=Path, metavar="DIR", help="folder for that one engine, or for the tree's engines")
+    parser.add_argument("--backend", choices=BUILDERS, default="onnxruntime", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the same as --backend cuda")
     parser.add_argument("--target", choices=tensorrt.TARGETS, help="tensorrt: GPU to build for (default: the one here)")
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="build nothing: print sizes, bytes read per step, and what Jetson memory bandwidth allows",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--weights",
         choices=("float32", "int4"),
@@ -162,36 +121,34 @@ def main(argv: list[str] | None = None) -> int:
         "--maxCodeLen", type=int, default=1000, help="longest speech, in codec frames of 80 ms (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+    if (args.onnx is None) == (args.onnxDir is None) or (args.engines is None) == (args.engineDir is None):
+        parser.error("give ONNX and ENGINES, or --onnxDir and --engineDir")
+    onnx, engines = args.onnx or args.onnxDir, args.engines or args.engineDir
     if not 1 <= args.maxInputLen <= args.maxKVCacheCapacity:
         parser.error("--maxInputLen must be between 1 and --maxKVCacheCapacity")
     if args.maxCodeLen < 1:
         parser.error("--maxCodeLen must be at least 1")
-    decoder = {"max_input_len": args.maxInputLen, "capacity": args.maxKVCacheCapacity}
-    limits = {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": args.maxCodeLen}}
-    if args.device == "cuda" and args.weights != "float32":
-        parser.error("--weights int4 is for --device cpu; on a GPU, quantise to NVFP4 with offline.quantize")
-    if args.backend == "tensorrt" and args.weights != "float32":
-        parser.error("--weights int4 is for --backend onnxruntime; for TensorRT, quantise to NVFP4 with offline.quantize")
-    if args.target and args.backend != "tensorrt":
+    backend = "cuda" if args.device == "cuda" and args.backend == "onnxruntime" else args.backend
+    if args.weights != "float32" and backend != "onnxruntime":
+        parser.error(f"--weights int4 is for a CPU; for --backend {backend}, quantise to NVFP4 with the quantize command")
+    if args.target and backend != "tensorrt":
         parser.error("--target is for --backend tensorrt")
+    options = {"onnxruntime": {"weights": args.weights}, "cuda": {}, "tensorrt": {"target": args.target}}[backend]
+    single = (onnx / "model.onnx").is_file()
     try:
         if args.dry_run:
-            graphs = {name: args.onnx / ENGINES[name] for name in _present(args.onnx)}
-            print(bandwidth.report(graphs, args.maxInputLen))
+            print(bandwidth.report(_graphs(onnx), args.maxInputLen))
             return 0
-        if args.backend == "tensorrt":
-            built = build_tensorrt(args.onnx, args.engines, args.target, limits)
-        elif args.device == "cuda":
-            built = build_onnxruntime_cuda(args.onnx, args.engines, limits)
+        if single:
+            build_one(onnx, engines, backend, _limits(args), **options)
+            built = 1
         else:
-            built = build_onnxruntime(args.onnx, args.engines, args.weights, limits)
+            built = len(build_tree(onnx, engines, backend, _limits(args), **options))
     except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(
-        f"{len(built)} engines in {args.engines} ({args.backend}, "
-        f"{args.target or 'this GPU' if args.backend == 'tensorrt' else args.device})"
-    )
+    machine = {"onnxruntime": "CPU", "cuda": "GPU", "tensorrt": args.target or "this GPU"}[backend]
+    print(f"{built} engine{'s' * (built > 1)} in {engines} ({backend}, {machine})")
     return 0
 
 

@@ -11,7 +11,6 @@ the CodePredictor, how many codes agree.
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -25,14 +24,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from offline.atomic import atomic_file
-from offline.infer import read_requests
-from offline.quantization.spy import Call, spy
 from omni_ros.engines.engine import Engine
 from omni_ros.engines.open import open_engine
 from omni_ros.errors import InputError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
+
+from .inference.request_file import read_requests
+from .outputs.atomic import atomic_file
+from .outputs.graph_folder import sha256
+from .quantization.spy import Call, spy
 
 QUESTION = [{"role": "user", "content": [{"type": "text", "text": "What can you see and hear, and what can you do?"}]}]
 DECODERS = ("thinker", "talker")
@@ -49,7 +50,7 @@ def compare(reference: Pipeline, other: Pipeline, requests: list[Request]) -> di
         pairs = [_replay(other.engines[name], turn) for turn in _turns(calls, name)]
         ours, theirs = (np.concatenate([o["logits"] for pair in pairs for o in pair[side]]) for side in (0, 1))
         if name == "talker":  # ids that are never drawn say nothing
-            ours, theirs = (np.delete(x, reference.talker.suppressed, axis=1) for x in (ours, theirs))
+            ours, theirs = (np.delete(x, reference.models.speak().talker.suppressed, axis=1) for x in (ours, theirs))
         report[name] = logits_distance(ours, theirs)
         shown = set.intersection(*(set(pairs[0][side][0]) for side in (0, 1)))
         layers = sorted((k for k in shown if k.startswith("layer_")), key=lambda k: int(k[6:]))
@@ -143,7 +144,7 @@ def _with_layers(source: Path, target: Path) -> Path:
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["S", width]))
         config["outputs"].append({"name": name, "dtype": "float32", "shape": ["S", width]})
     onnx.save(model, target / "model.onnx")
-    config["graph_sha256"] = hashlib.sha256((target / "model.onnx").read_bytes()).hexdigest()
+    config["graph_sha256"] = config["checksums"]["model.onnx"] = sha256(target / "model.onnx")
     config["files"]["model.onnx"] = (target / "model.onnx").stat().st_size
     (target / "config.json").write_text(json.dumps(config))
     return target
@@ -164,7 +165,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m offline.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__.replace("python -m offline", f"python -m {__package__}"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="engines that answer")
     parser.add_argument("other", type=Path, metavar="OTHER", help="engines that are compared with them")
@@ -175,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads per engine (default: every core)")
     args = parser.parse_args(argv)
     try:
-        asked = read_requests(args.inputFile, True, False) if args.inputFile else [Request(QUESTION)]
+        asked = read_requests(args.inputFile, True, False)[0] if args.inputFile else [Request(QUESTION)]
         requests = [
             Request(
                 r.messages,

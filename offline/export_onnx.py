@@ -1,4 +1,4 @@
-"""Hugging Face Qwen3-Omni checkpoint -> six standard ONNX graphs with their sidecars.
+"""Hugging Face Qwen3-Omni checkpoint -> standard ONNX graphs with their sidecars, one for every part that it has.
 
     python -m offline.export_onnx CHECKPOINT OUT
 
@@ -7,39 +7,60 @@ writes, each with `model.onnx`, `model.onnx.data` and `config.json`:
     OUT/thinker/llm                  + embedding, tokenizer, chat template, processor settings
     OUT/talker/llm                   + embedding, text_projection, hidden_projection
     OUT/multimodal/{audio,visual,code2wav,code_predictor}
+
+Where OUT itself is called thinker, talker or multimodal and nothing else is exported, it is that folder: QUANT/thinker to
+ONNX/thinker gives ONNX/thinker/llm. Of the checkpoints that `quantize` splits off, the one decoder that they are for is
+exported; other parts in them on request (--components). Nothing is written unless everything can be.
 """
 
 import argparse
-import hashlib
-import json
+import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from offline.atomic import atomic_directory
-from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
-from offline.checkpoints.processor_files import copy_processor_files
-from offline.graphs import audio_encoder, code2wav, code_predictor, decoder, visual_encoder
-from omni_ros import __version__
 from omni_ros.errors import CheckpointError, OmniError
 
-# component -> (folder below OUT, tensor prefixes it reads, export function)
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.forms import UNUSED, check_forms
+from .graphs import audio_encoder, code2wav, code_predictor, decoder, visual_encoder
+from .graphs.sidecars import talker_sidecars, thinker_sidecars
+from .outputs.atomic import atomic_directory
+from .outputs.graph_folder import seal
+
+
+class Component(NamedTuple):
+    folder: str  # below OUT
+    prefixes: tuple[str, ...]  # of its tensors
+    export: Callable[..., None]
+    section: tuple[str, ...]  # where config.json describes it
+
+
 COMPONENTS = {
-    "thinker": ("thinker/llm", ("thinker.model.", "thinker.lm_head."), decoder.export_thinker),
-    "talker": (
+    "thinker": Component(
+        "thinker/llm", ("thinker.model.", "thinker.lm_head."), decoder.export_thinker, ("thinker_config", "text_config")
+    ),
+    "talker": Component(
         "talker/llm",
         ("talker.model.", "talker.codec_head.", "talker.text_projection.", "talker.hidden_projection."),
         decoder.export_talker,
+        ("talker_config", "text_config"),
     ),
-    "code_predictor": ("multimodal/code_predictor", ("talker.code_predictor.",), code_predictor.export),
-    "visual": ("multimodal/visual", ("thinker.visual.",), visual_encoder.export),
-    "audio": ("multimodal/audio", ("thinker.audio_tower.",), audio_encoder.export),
-    "code2wav": ("multimodal/code2wav", ("code2wav.",), code2wav.export),
+    "code_predictor": Component(
+        "multimodal/code_predictor",
+        ("talker.code_predictor.",),
+        code_predictor.export,
+        ("talker_config", "code_predictor_config"),
+    ),
+    "visual": Component("multimodal/visual", ("thinker.visual.",), visual_encoder.export, ("thinker_config", "vision_config")),
+    "audio": Component("multimodal/audio", ("thinker.audio_tower.",), audio_encoder.export, ("thinker_config", "audio_config")),
+    "code2wav": Component("multimodal/code2wav", ("code2wav.",), code2wav.export, ("code2wav_config",)),
 }
-FP8_MAX, FP8_ROWS = 448.0, 4096  # rows converted at a time
+PREFIXES = tuple(prefix for component in COMPONENTS.values() for prefix in component.prefixes)
 
 
 def export(
@@ -50,116 +71,104 @@ def export(
     sidecars_from: Path | None = None,
     fp8_embedding: bool = False,
     quantize_activations: bool = False,
-) -> None:
-    """Export `components` (keys of COMPONENTS) into `out`; each folder is replaced whole when it is complete.
+) -> list[Path]:
+    """Export `components` (keys of COMPONENTS); returns their folders, which are replaced when all are complete.
 
     `quantize_activations` is for NVFP4 checkpoints: W4A4 instead of W4A16.
-    Raises CheckpointError when a tensor is missing or a setting unsupported; folders already complete stay.
+    Raises CheckpointError, with nothing written, when a tensor is missing or left over, or a setting unsupported.
     """
-    checkpoint = Checkpoint(checkpoint_dir)
+    checkpoint = open_checkpoint(checkpoint_dir)
+    check_forms(checkpoint, PREFIXES)
+    if quantize_activations and not any(key.endswith(".input_scale") for key in checkpoint.tensors):
+        raise CheckpointError(f"{checkpoint_dir}: has no NVFP4 layers; quantise it first (quantize)")
+    sidecars = Checkpoint(sidecars_from) if sidecars_from else checkpoint
+    folders = {name: out / folder for name, folder in _folders(out, components).items()}
+    with contextlib.ExitStack() as all_or_nothing:
+        for name, folder in folders.items():
+            directory = all_or_nothing.enter_context(atomic_directory(folder))
+            prefixes = COMPONENTS[name].prefixes
+            total = sum(i.nbytes for key, i in checkpoint.tensors.items() if key.startswith(prefixes))
+            with tqdm(total=total, desc=f"{name:14}", unit="B", unit_scale=True) as bar:
+                checkpoint.on_read = sidecars.on_read = bar.update
+                try:
+                    _export_one(name, checkpoint, sidecars, directory, dtype, fp8_embedding, quantize_activations)
+                except KeyError as e:
+                    raise CheckpointError(f"{checkpoint_dir / 'config.json'}: lacks {e}, which {name} needs") from e
+            left = sorted(k for k in checkpoint.unread & sidecars.unread if k.startswith(prefixes) and not k.endswith(UNUSED))
+            if left:
+                raise CheckpointError(
+                    f"{checkpoint_dir / 'config.json'}: does not account for {len(left)} weights of the "
+                    f"checkpoint, such as {left[0]}; take the config.json that belongs to it"
+                )
+            seal(directory, checkpoint.directory)
+    return list(folders.values())
+
+
+def _export_one(
+    name: str, checkpoint: Checkpoint, sidecars: Checkpoint, directory: Path, dtype: np.dtype, fp8: bool, quantize: bool
+) -> None:
+    if name in ("thinker", "talker"):
+        COMPONENTS[name].export(checkpoint, directory, dtype, quantize)
+    else:
+        COMPONENTS[name].export(checkpoint, directory, dtype)
+    if name == "thinker":
+        thinker_sidecars(checkpoint, directory, dtype, fp8)
+    if name == "talker":
+        talker_sidecars(sidecars, checkpoint.config["talker_config"], directory, dtype)
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    checkpoint = Checkpoint(directory)
     if checkpoint.config.get("model_type") != "qwen3_omni_moe":
         raise CheckpointError(
-            f"{checkpoint_dir / 'config.json'}: model_type is {checkpoint.config.get('model_type')!r}, "
+            f"{directory / 'config.json'}: model_type is {checkpoint.config.get('model_type')!r}, "
             "this exporter reads 'qwen3_omni_moe'"
         )
-    if quantize_activations and not any(key.endswith(".input_scale") for key in checkpoint.tensors):
-        raise CheckpointError(f"{checkpoint_dir}: has no NVFP4 layers; quantise it with offline.quantize first")
-    sidecars = Checkpoint(sidecars_from) if sidecars_from else checkpoint
-    for name in components:
-        folder, prefixes, export_graph = COMPONENTS[name]
-        total = sum(i.nbytes for key, i in checkpoint.tensors.items() if key.startswith(prefixes))
-        with tqdm(total=total, desc=f"{name:14}", unit="B", unit_scale=True) as bar, atomic_directory(out / folder) as directory:
-            checkpoint.on_read = sidecars.on_read = bar.update
-            try:
-                if name in ("thinker", "talker"):
-                    export_graph(checkpoint, directory, dtype, quantize_activations)
-                else:
-                    export_graph(checkpoint, directory, dtype)
-                if name == "thinker":
-                    _thinker_sidecars(checkpoint, directory, dtype, fp8_embedding)
-                if name == "talker":
-                    _talker_sidecars(sidecars, checkpoint.config["talker_config"], directory, dtype)
-            except KeyError as e:
-                raise CheckpointError(f"{checkpoint_dir / 'config.json'}: lacks {e}, which {name} needs") from e
-            ignored = sorted(
-                key for key in checkpoint.unread & sidecars.unread if key.startswith(prefixes) and key.endswith(".weight")
-            )
-            if ignored:
-                raise CheckpointError(
-                    f"{checkpoint_dir / 'config.json'}: does not account for {len(ignored)} weights of the "
-                    f"checkpoint, such as {ignored[0]}; take the config.json that belongs to it"
-                )
-            _seal(directory, checkpoint)
+    return checkpoint
 
 
-def _thinker_sidecars(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, fp8: bool) -> None:
-    """embedding.safetensors and the tokenizer/processor files, which the runtime reads without transformers."""
-    text = checkpoint.config["thinker_config"]["text_config"]
-    weight = checkpoint.read("thinker.model.embed_tokens.weight", (text["vocab_size"], text["hidden_size"]))
-    _write_sidecar(directory, "embedding", _fp8(weight) if fp8 else {"weight": weight.astype(dtype)})
-    copy_processor_files(checkpoint.directory, directory)
+def found_components(checkpoint: Checkpoint) -> list[str]:
+    """The components that the checkpoint has: of one that `quantize` split off, the decoder that it is for.
+
+    Raises CheckpointError when config.json describes a part of which there is no tensor, or nothing is found at all.
+    """
+    if checkpoint.part:
+        return [checkpoint.part]
+    found = [n for n, c in COMPONENTS.items() if any(key.startswith(c.prefixes) for key in checkpoint.tensors)]
+    missing = [name for name, c in COMPONENTS.items() if name not in found and _describes(checkpoint.config, c.section)]
+    if missing or not found:
+        raise CheckpointError(
+            f"{checkpoint.directory}: has no tensor of {', '.join(missing) or 'any part'}; download it again, or name the parts "
+            f"to export with --components ({', '.join(found) or ', '.join(COMPONENTS)})"
+        )
+    return found
 
 
-def _fp8(weight: np.ndarray) -> dict[str, np.ndarray]:
-    """weight [rows, H] as FP8 E4M3 with one scale per row, because a token's embedding is read alone."""
-    codes, scale = np.empty(weight.shape, ml_dtypes.float8_e4m3fn), np.empty(len(weight), np.float32)
-    for start in range(0, len(weight), FP8_ROWS):
-        block = slice(start, start + FP8_ROWS)
-        rows = weight[block].astype(np.float32)
-        scale[block] = np.maximum(np.abs(rows).max(axis=1), 1e-12) / FP8_MAX
-        codes[block] = rows / scale[block, None]
-    return {"weight": codes, "scale": scale}
+def _describes(config: dict, section: tuple[str, ...]) -> bool:
+    for key in section:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config is not None
 
 
-def _talker_sidecars(checkpoint: Checkpoint, talker: dict, directory: Path, dtype: np.dtype) -> None:
-    """The Talker's codec embedding and the two projections from the Thinker (Qwen3OmniMoeTalkerResizeMLP)."""
-    text = talker["text_config"]
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    codec = checkpoint.read("talker.model.codec_embedding.weight", (text["vocab_size"], hidden))
-    _write_sidecar(directory, "embedding", {"weight": codec.astype(dtype)})
-    shapes = {
-        "linear_fc1.weight": (inner, talker["thinker_hidden_size"]),
-        "linear_fc1.bias": (inner,),
-        "linear_fc2.weight": (hidden, inner),
-        "linear_fc2.bias": (hidden,),
-    }
-    for projection in ("text_projection", "hidden_projection"):
-        tensors = {n: checkpoint.read(f"talker.{projection}.{n}", shape).astype(dtype) for n, shape in shapes.items()}
-        _write_sidecar(directory, projection, tensors)
-
-
-def _write_sidecar(directory: Path, name: str, tensors: dict[str, np.ndarray]) -> None:
-    for key, tensor in tensors.items():
-        if not key.endswith("bias") and not tensor.any():
-            raise CheckpointError(f"{directory.parent.name} {name}: {key} is all zero in the checkpoint; replies would be noise")
-    write_safetensors(directory / f"{name}.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
-    path = directory / "config.json"
-    config = json.loads(path.read_text())
-    config.setdefault("sidecars", {})[f"{name}.safetensors"] = {
-        k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in tensors.items()
-    }
-    path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _seal(directory: Path, checkpoint: Checkpoint) -> None:
-    """Record where the graph came from and the size of every file, so that damage is seen before it is run."""
-    path = directory / "config.json"
-    config = json.loads(path.read_text())
-    config["provenance"] = {
-        "checkpoint": checkpoint.directory.resolve().name,
-        "checkpoint_config_sha256": hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest(),
-        "omni_ros": __version__,
-    }
-    config["graph_sha256"] = hashlib.sha256((directory / "model.onnx").read_bytes()).hexdigest()
-    config["files"] = {p.name: p.stat().st_size for p in sorted(directory.iterdir()) if p.name != "config.json"}
-    path.write_text(json.dumps(config, indent=2) + "\n")
+def _folders(out: Path, components: list[str]) -> dict[str, str]:
+    """Component -> folder below `out`, without its first part where that is `out` itself."""
+    folders = {name: COMPONENTS[name].folder for name in components}
+    if all(folder.startswith(f"{out.name}/") for folder in folders.values()):
+        return {name: folder.removeprefix(f"{out.name}/") for name, folder in folders.items()}
+    return folders
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.export_onnx", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__.replace("python -m offline", f"python -m {__package__}"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder with config.json and *.safetensors")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the ONNX tree")
-    parser.add_argument("--components", default=",".join(COMPONENTS), help="comma list (default: %(default)s)")
+    parser.add_argument(
+        "--components", help=f"comma list of {','.join(COMPONENTS)} (default: all that the checkpoint has)", metavar="LIST"
+    )
     parser.add_argument("--skip-llm", action="store_true", help="leave out thinker and talker")
     parser.add_argument("--skip-visual", action="store_true", help="leave out the visual encoder")
     parser.add_argument("--skip-audio", action="store_true", help="leave out the audio encoder")
@@ -179,8 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float32 for a float32 checkpoint, else float16")
     args = parser.parse_args(argv)
-    components = [c.strip() for c in args.components.split(",") if c.strip()]
-    unknown = sorted(set(components) - set(COMPONENTS))
+    named = None if args.components is None else [c.strip() for c in args.components.split(",") if c.strip()]
+    unknown = sorted(set(named or []) - set(COMPONENTS))
     if unknown:
         parser.error(f"unknown component {', '.join(unknown)}; choose from {', '.join(COMPONENTS)}")
     skipped = {
@@ -190,12 +199,15 @@ def main(argv: list[str] | None = None) -> int:
         "audio": args.skip_audio,
         "code2wav": args.skip_code2wav,
     }
-    components = [c for c in components if not skipped.get(c)]
-    if not components:
+    if named is not None and all(skipped.get(c) for c in named):
         parser.error("nothing is left to export")
     try:
-        dtype = np.dtype(args.dtype or _stored_dtype(args.checkpoint))
-        export(
+        checkpoint = open_checkpoint(args.checkpoint)
+        components = [c for c in (found_components(checkpoint) if named is None else named) if not skipped.get(c)]
+        if not components:
+            raise CheckpointError(f"{args.checkpoint}: nothing is left to export")
+        dtype = np.dtype(args.dtype or _stored_dtype(checkpoint))
+        folders = export(
             args.checkpoint,
             args.out,
             components,
@@ -207,14 +219,14 @@ def main(argv: list[str] | None = None) -> int:
     except (OmniError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(f"{len(components)} graphs in {args.out} ({dtype})")
+    print(f"{len(folders)} graphs ({dtype}): {', '.join(map(str, folders))}")
     return 0
 
 
-def _stored_dtype(checkpoint_dir: Path) -> str:
+def _stored_dtype(checkpoint: Checkpoint) -> str:
     """float32 stays float32; 16-bit checkpoints (bfloat16 has no TensorRT/ORT-CPU compute) become float16."""
-    dtypes = {i.dtype for i in Checkpoint(checkpoint_dir).tensors.values()}
-    return "float32" if np.dtype(np.float32) in dtypes else "float16"
+    weights = {info.dtype for name, info in checkpoint.tensors.items() if not name.endswith(("_scale", "_scale_2"))}
+    return "float32" if np.dtype(np.float32) in weights else "float16"
 
 
 if __name__ == "__main__":

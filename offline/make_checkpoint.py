@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from offline.atomic import atomic_directory
-from offline.checkpoints.random_tokenizer import ROLES, SPECIAL_TOKENS, train_tokenizer
-from offline.checkpoints.random_weights import all_tensors, write_weights
 from omni_ros.errors import CheckpointError, OmniError
+
+from .checkpoints.random_tokenizer import ROLES, SPECIAL_TOKENS, train_tokenizer
+from .checkpoints.random_weights import all_tensors, write_weights
+from .outputs.atomic import atomic_directory
 
 SHARD_BYTES = 10**9
 
@@ -424,7 +425,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.make_checkpoint", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.split("\n")[0])
     parser.add_argument("--output", required=True, type=Path, help="folder to create")
     parser.add_argument(
         "--size",

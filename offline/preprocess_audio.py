@@ -11,9 +11,10 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from offline.atomic import atomic_file
 from omni_ros.errors import InputError, OmniError
 from omni_ros.preprocess.audio import SAMPLE_RATE, load_audio, log_mel
+
+from .outputs.atomic import atomic_file
 
 
 def preprocess(source: Path, target: Path) -> None:
@@ -35,7 +36,7 @@ def preprocess(source: Path, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m offline.preprocess_audio", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--input", type=Path, required=True, help="audio file (.wav .mp3 .flac .ogg .m4a, ...)")
     parser.add_argument("--output", type=Path, required=True, help="features to write (.safetensors)")
     args = parser.parse_args(argv)

@@ -4,10 +4,11 @@
 
 writes OUT/thinker and OUT/talker, standalone checkpoints in ModelOpt's format, and OUT/quantization_report.json. Tensor
 X of OUT/thinker is tensor thinker.X of HF_ROOT (the same for talker); config.json["omni_config"] is HF_ROOT's config.
+With --single_folder, OUT is one checkpoint with every part of HF_ROOT instead; export_onnx takes either.
 Thinker attention and experts and Talker experts get 4-bit weights and inputs; the rest is copied bit for bit.
 
-Without --calibration_dir the samples come from LibriSpeech, MMMU and CNN/DailyMail; offline/calibration.py describes
-the folder. Memory: all weights in their stored precision on one device plus 11 GB; 82 GB for 30B-A3B, whose tensors sum
+Without --calibration_dir the samples come from LibriSpeech, MMMU and CNN/DailyMail; quantization/calibration.py
+describes the folder. Memory: all weights in their stored precision on one device plus 11 GB; 82 GB for 30B-A3B, whose tensors sum
 to 70.5 GB. It is checked before loading. Time, on one H200 with 30B-A3B: 15 s to load from memory, 14 s a sample of 8 reply
 tokens and 8 codec frames (measured); the default 500 samples of 24 and 24 take hours. A run that is stopped leaves no partial
 output; start it again.
@@ -16,14 +17,17 @@ output; start it again.
 import argparse
 import fnmatch
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from offline.atomic import atomic_file
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.quantization.calibration import COUNTS, download, find_samples
 from omni_ros.errors import CheckpointError, OmniError
+
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.whole import join
+from .outputs.atomic import atomic_directory, atomic_file
+from .quantization.calibration import COUNTS, download, find_samples
 
 PROJECTIONS = ("talker.text_projection.", "talker.hidden_projection.")  # in no graph: the robot's numpy applies them
 
@@ -38,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
             f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(parts))})"
         )
     _refuse_projections(checkpoint, args.include, args.exclude)
+    if args.single_folder and args.output_dir.exists() and any(args.output_dir.iterdir()):
+        raise CheckpointError(f"{args.output_dir}: exists and is not empty; choose another folder")
     counts = {kind: getattr(args, f"talker_num_{kind}") for kind in COUNTS}
     with tempfile.TemporaryDirectory() as temporary:
         directory = args.calibration_dir
@@ -50,24 +56,23 @@ def run(args: argparse.Namespace) -> None:
         # Media are decoded by omni_ros. transformers would import torchvision if it is there, and fails when that is a
         # CUDA build beside a CPU-only torch.
         sys.modules.setdefault("torchvision", None)
-        from offline.quantization.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
+        from .quantization.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
 
-        report = quantize(
-            checkpoint,
-            samples,
-            args.output_dir,
-            args.device,
-            args.seed,
-            args.include,
-            args.exclude,
-            args.reply_tokens,
-            args.codec_frames,
-        )
-    report["samples"] = {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}
-    report["warnings"] = warnings
-    with atomic_file(args.output_dir / "quantization_report.json") as path:
-        path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}: {len(report['ranges'])} modules in NVFP4")
+        options = (args.device, args.seed, args.include, args.exclude, args.reply_tokens, args.codec_frames)
+        kinds = {"samples": {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}, "warnings": warnings}
+        if args.single_folder:
+            with atomic_directory(args.output_dir) as folder:
+                report = quantize(checkpoint, samples, folder / "parts", *options) | kinds
+                join(checkpoint, [Checkpoint(folder / "parts" / name) for name in ("thinker", "talker")], folder)
+                shutil.rmtree(folder / "parts")
+                (folder / "quantization_report.json").write_text(json.dumps(report, indent=2) + "\n")
+            made = f"{args.output_dir}"
+        else:
+            report = quantize(checkpoint, samples, args.output_dir, *options) | kinds
+            with atomic_file(args.output_dir / "quantization_report.json") as path:
+                path.write_text(json.dumps(report, indent=2) + "\n")
+            made = f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}"
+    print(f"{made}: {len(report['ranges'])} modules in NVFP4")
 
 
 def _refuse_projections(checkpoint: Checkpoint, include: list[str], exclude: list[str]) -> None:
@@ -85,7 +90,9 @@ def _refuse_projections(checkpoint: Checkpoint, include: list[str], exclude: lis
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m offline.quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__.replace("python -m offline", f"python -m {__package__}"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model_dir", type=Path, required=True, metavar="HF_ROOT", help="complete 16-bit checkpoint")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="OUT", help="folder for thinker/ and talker/")
@@ -97,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
             metavar="N",
             help=f"{kind} samples to calibrate with (default: %(default)s)",
         )
+    parser.add_argument(
+        "--single_folder", action="store_true", help="write one checkpoint with every part, not one for each decoder"
+    )
     parser.add_argument("--calibration_dir", type=Path, metavar="SAMPLES", help="folder with audio/, images/ and text/")
     parser.add_argument("--seed", type=int, default=0, help="draws samples and speech codes (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")

@@ -1,5 +1,6 @@
 """For tests that break copies whose unbroken files are links to the originals."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,3 +17,14 @@ def edit_config(directory: Path, change: Callable[[dict], object]) -> None:
     config = json.loads((directory / "config.json").read_text())
     change(config)
     write(directory / "config.json", json.dumps(config).encode())
+
+
+def rebuild(path: Path, content: bytes) -> None:
+    """Replace a linked file, and what config.json beside it says of its size and bytes."""
+    write(path, content)
+
+    def change(config: dict) -> None:
+        config["files"][path.name] = len(content)
+        config["checksums"][path.name] = hashlib.sha256(content).hexdigest()
+
+    edit_config(path.parent, change)

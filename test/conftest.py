@@ -1,18 +1,20 @@
 """Checkpoints and engines that the whole test session shares."""
 
+import omni_ros  # noqa: F401  (before onnxruntime, which tensorrt_on_cpu imports: telemetry is off from here on)
+
+# isort: split
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tensorrt_on_cpu import simulated_gpu
+import setuptools
+from what_is_missing import absent, left_out, report
 
-from offline import build_engines
-from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
-from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines import cuda_device
 from omni_ros.engines.tensorrt import package as tensorrt_package
 from omni_ros.errors import EngineError
@@ -20,6 +22,7 @@ from omni_ros.pipeline.pipeline import Pipeline
 
 os.environ.setdefault("ROS_PYTHON_CHECK_FIELDS", "1")  # before rclpy: without it a typo in a message field passes
 ROOT = Path(__file__).parent.parent
+collect_ignore = sorted({file for files in left_out().values() for file in files})
 BACKENDS = ("onnxruntime", "tensorrt_on_cpu", "tensorrt")  # the second on a simulated GPU, the third where there is a real one
 # Three models that differ in every dimension a graph could have hard-wired. "plain" never ends by itself, so tests know
 # how long it speaks; the seeds of the others were chosen so that some replies and some speech do, early and late.
@@ -136,9 +139,22 @@ CHECKPOINTS = {
 }
 
 
+def pytest_report_header() -> list[str]:
+    return report()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for line in report():  # again where the run is long, or has no head (-q)
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name -> folder of a tiny checkpoint, for every entry of CHECKPOINTS."""
+    if missing := absent("offline"):
+        pytest.skip(f"no checkpoints and engines without {', '.join(sorted(missing))}")
+    from offline.make_checkpoint import make_checkpoint
+
     root = tmp_path_factory.mktemp("checkpoints")
     made = {name: make_checkpoint(root / name, **options) for name, options in CHECKPOINTS.items()}
     never_end(made["plain"])
@@ -159,6 +175,10 @@ def engine_dirs(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def tensorrt_dirs(engine_dirs: dict[str, Path]) -> dict[str, Path]:
     """Name -> folder of the same six engines, built by the simulated TensorRT for the simulated GPU."""
+    from tensorrt_on_cpu import simulated_gpu
+
+    from offline import build_engines
+
     made = {name: directory.with_name(f"{name}-tensorrt") for name, directory in engine_dirs.items()}
     with simulated_gpu():
         for name, directory in made.items():
@@ -170,6 +190,8 @@ def tensorrt_dirs(engine_dirs: dict[str, Path]) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def open_pipeline(engine_dirs: dict[str, Path], tensorrt_dirs: dict[str, Path]) -> Iterator[Callable[[str, str], Pipeline]]:
     """(name, one of BACKENDS) -> the pipeline of that checkpoint on that backend, open as long as the module's tests run."""
+    from tensorrt_on_cpu import simulated_gpu
+
     opened: dict[tuple[str, str], Pipeline] = {}
 
     def open_it(name: str, backend: str) -> Pipeline:
@@ -209,6 +231,17 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def setup_arguments() -> dict:
+    """What setup.py gives to setuptools.setup."""
+    recorded: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", recorded.update)
+        patch.chdir(ROOT)
+        runpy.run_path("setup.py")
+    return recorded
+
+
 def run(module: str, *arguments: str | Path) -> str:
     """`python -m module arguments`; what it printed, or an error with what it printed."""
     done = subprocess.run(
@@ -224,6 +257,8 @@ def run(module: str, *arguments: str | Path) -> str:
 
 def never_end(checkpoint: Path) -> None:
     """Make both end tokens unlikely: replies and speech end at the length that a request allows, and only there."""
+    from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
+
     stored = Checkpoint(checkpoint)
     tensors = {name: stored.read(name) for name in stored.tensors}
     tensors["thinker.lm_head.weight"][stored.config["im_end_token_id"]] *= 0.02

@@ -49,6 +49,8 @@ class CaptureMode(IntEnum):
 class DeviceAttr(IntEnum):
     cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrIntegrated = 18
+    cudaDevAttrComputeCapabilityMajor = 75
+    cudaDevAttrComputeCapabilityMinor = 76
 
 
 class Handle:
@@ -187,7 +189,12 @@ class Cuda:
 
     @api(values=1)
     def cudaDeviceGetAttribute(self, attr, device):
-        return {DeviceAttr.cudaDevAttrIntegrated: int(self.integrated), DeviceAttr.cudaDevAttrMultiProcessorCount: 2}[attr]
+        return {
+            DeviceAttr.cudaDevAttrIntegrated: int(self.integrated),
+            DeviceAttr.cudaDevAttrMultiProcessorCount: 2,
+            DeviceAttr.cudaDevAttrComputeCapabilityMajor: 9,
+            DeviceAttr.cudaDevAttrComputeCapabilityMinor: 0,
+        }[attr]
 
     # ---- streams and events -------------------------------------------------------------------------------------
     def streams(self) -> list[Handle]:

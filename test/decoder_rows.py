@@ -7,7 +7,7 @@ from omni_ros.engines.engine import Engine
 
 def random_rows(engine: Engine, rows: int, past: int, random: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of so many rows, after `past` others; features of a picture for some of them."""
-    hidden, levels = engine.config["model"]["hidden_size"], engine.config["model"].get("num_deepstack")
+    hidden, levels = engine.config.model.hidden_size, getattr(engine.config.model, "num_deepstack", 0)
     index = past + np.arange(rows, dtype=np.float32)
     inputs = {
         "inputs_embeds": random.standard_normal((rows, hidden)).astype(np.float16).astype(np.float32),

@@ -93,7 +93,8 @@ def split(root: Checkpoint, out: Path, heads: bool = False) -> dict[str, Checkpo
             else:
                 tensors[key] = value
         write_safetensors(folder / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
-        (folder / "config.json").write_text(json.dumps({"model_type": model_type, "omni_config": root.config}))
+        config = {**root.config, **({"nvfp4_heads": list(HEADS)} if heads else {})}
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type, "omni_config": config}))
         for file in root.directory.iterdir():
             if file.suffix in (".json", ".jinja") and file.name != "config.json":
                 shutil.copy(file, folder / file.name)

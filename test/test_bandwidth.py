@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from offline import bandwidth
-from offline.bandwidth import Traffic
+from offline.graphs import bandwidth
+from offline.graphs.bandwidth import Traffic
 
 GB = 10**9
 # Qwen3-Omni-30B-A3B in round numbers; thinker, talker and code_predictor read 2, 0.5 and 2.5 GB a step

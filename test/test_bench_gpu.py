@@ -10,7 +10,7 @@ import pytest
 
 from bench import full_size, gpu, gpu_build, gpu_engines, gpu_transformers, gpu_turns
 from bench.report import Part, Row, to_markdown
-from offline.bandwidth import Traffic
+from offline.graphs.bandwidth import Traffic
 from offline.make_checkpoint import SIZES
 from omni_ros.errors import CheckpointError, EngineError
 from omni_ros.pipeline.pipeline import ENGINES, Pipeline
@@ -78,7 +78,7 @@ def test_making_engines_leaves_engines_and_a_record(tiny, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"engines", "made.json"}
     stored = json.loads((tmp_path / "engines" / "thinker" / "config.json").read_text())
     assert stored["decoder"]["num_layers"] == LAYERS["thinker"] == config["thinker_config"]["text_config"]["num_hidden_layers"]
-    assert stored["device"] == "cuda" and stored["model"]["im_end_token_id"] == config["im_end_token_id"]
+    assert stored["backend"] == "cuda" and stored["model"]["im_end_token_id"] == config["im_end_token_id"]
     assert json.loads((tmp_path / "engines" / "code2wav" / "config.json").read_text())["dtype"] == "float32"
     traffic, part = gpu_build.read_made(tmp_path)
     assert set(traffic) == set(ENGINES) and traffic["thinker"].nvfp4 and traffic["thinker"].read > 0

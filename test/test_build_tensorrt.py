@@ -14,11 +14,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from offline import bandwidth, build_engines, export_onnx
+from offline import build_engines, export_onnx
 from offline.checkpoints.checkpoint import Checkpoint, write_safetensors
+from offline.graphs import bandwidth
 from offline.graphs.builder import GraphBuilder
 from offline.graphs.decoder import Decoder, DecoderConfig
 from offline.graphs.external_data import StoredGraph
+from offline.outputs.engine_folder import EngineFolder
+from offline.outputs.graph_folder import seal
 from offline.quantization import nvfp4
 from offline.tensorrt import build as build_tensorrt
 from offline.tensorrt.lower import Lowering
@@ -94,8 +97,14 @@ def quantize_activations(path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)
+    reseal(path)
+
+
+def reseal(path: Path) -> None:
+    """Make config.json agree with a graph that a test has changed."""
     config = json.loads((path.parent / "config.json").read_text())
-    config["graph_sha256"], config["files"]["model.onnx"] = sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+    config["graph_sha256"] = config["checksums"]["model.onnx"] = sha256(path.read_bytes()).hexdigest()
+    config["files"]["model.onnx"] = path.stat().st_size
     (path.parent / "config.json").write_text(json.dumps(config))
 
 
@@ -232,9 +241,9 @@ def test_graphs_for_a_parser_of_10_13_build(rtx, exported, tmp_path, monkeypatch
 
     monkeypatch.setattr(rtx, "OnnxParser", OldParser)
     source = exported["nvfp4"] / "talker" / "llm"
-    config = json.loads((source / "config.json").read_text())
-    config["limits"] = {"max_input_len": 128, "capacity": 256}
-    build_tensorrt.build_engine(rtx, source, tmp_path, config, "sm120")
+    folder = EngineFolder(source, tmp_path)
+    folder.config["limits"] = {"max_input_len": 128, "capacity": 256}
+    build_tensorrt.build(folder, "sm120")
     state = json.loads((tmp_path / "config.json").read_text())["state"]
     assert state and not any(s["in_place"] for s in state)
 
@@ -249,9 +258,8 @@ def test_float32_is_not_rounded_to_tf32(rtx, exported, tmp_path, monkeypatch) ->
 
     monkeypatch.setattr(rtx, "Builder", Builder)
     source = exported["float32"] / "multimodal" / "audio"
-    config = json.loads((source / "config.json").read_text())
     with pytest.raises(EngineError, match="no reason given"):
-        build_tensorrt.build_engine(rtx, source, tmp_path, config, "sm120")
+        build_tensorrt.build(EngineFolder(source, tmp_path), "sm120")
     assert allowed == [False]
 
 
@@ -276,9 +284,9 @@ REAL = DecoderConfig(  # Qwen3-Omni-30B-A3B's Thinker, one layer of it
 @pytest.mark.parametrize("weights, target, most_mib", [("float16", "sm120", 2100), ("nvfp4", "sm120", 360)])
 def test_one_layer_of_the_real_size_builds(rtx, tmp_path, weights, target, most_mib) -> None:
     source = export_layer(tmp_path, REAL, weights)
-    config = json.loads((source / "config.json").read_text())
-    config["limits"] = {"max_input_len": 1024, "capacity": 2048}
-    build_tensorrt.build_engine(rtx, source, tmp_path, config, target)
+    folder = EngineFolder(source, tmp_path)
+    folder.config["limits"] = {"max_input_len": 1024, "capacity": 2048}
+    build_tensorrt.build(folder, target)
     # NVFP4 weights stay 4 bit and are there once: 340 MiB. In float16 TensorRT also keeps gate and up joined.
     assert (tmp_path / "model.engine").stat().st_size < most_mib << 20
     shutil.rmtree(tmp_path)
@@ -317,7 +325,8 @@ def export_layer(root: Path, c: DecoderConfig, weights: str) -> Path:
     decoder = Decoder(g, c)
     (cos, sin), mask = decoder.rope(position_ids), decoder.mask(x)
     g.output("y", decoder.layer(x, 0, cos, sin, mask), ["S", h])
-    g.save({"engine": "thinker", "model": {}, "provenance": {}, "graph_sha256": ""})
+    g.save({"engine": "thinker", "model": {}})
+    seal(root / "onnx", root)
     (root / "model.safetensors").unlink()
     return root / "onnx"
 
@@ -388,7 +397,7 @@ def double_quantised(trt: ModuleType, made_by: dict, tensor: "trt.ITensor") -> t
 
 def test_transposed_experts_are_the_same_bits(exported, tmp_path) -> None:
     source = StoredGraph(exported["nvfp4"] / "talker" / "llm")
-    Lowering(source.directory, tmp_path, capacity=32, moe="layer").run()
+    Lowering(source.directory, tmp_path, capacity=32, moe_form="layer").run()
     lowered = StoredGraph(tmp_path)
 
     def codes(packed: np.ndarray) -> np.ndarray:
@@ -407,8 +416,8 @@ def test_errors_say_what_to_do(rtx, exported, tmp_path, monkeypatch) -> None:
         build_tensorrt.check_target(rtx, None)
     with pytest.raises(EngineError, match="cannot build for sm110 .*on the sm110 machine"):
         build_tensorrt.check_target(rtx, "sm110")
-    monkeypatch.setattr(tensorrt_package, "PACKAGES", ("no_such_tensorrt",))
-    with pytest.raises(EngineError, match="JetPack"):
+    with monkeypatch.context() as patch, pytest.raises(EngineError, match="JetPack"):
+        patch.setattr(tensorrt_package, "PACKAGES", ("no_such_tensorrt",))
         import_tensorrt()
     source = tmp_path / "source"
     shutil.copytree(exported["float16"] / "multimodal" / "audio", source)
@@ -416,9 +425,9 @@ def test_errors_say_what_to_do(rtx, exported, tmp_path, monkeypatch) -> None:
     node = next(n for n in model.graph.node if n.op_type == "Gelu")
     node.op_type = "Bernoulli"
     onnx.save(model, source / "model.onnx")
-    config = json.loads((source / "config.json").read_text())
+    reseal(source / "model.onnx")
     with pytest.raises(EngineError, match=rf"source: .*node {node.name} \(Bernoulli\).*--backend onnxruntime"):
-        build_tensorrt.build_engine(rtx, source, tmp_path / "engine", config, "sm120")
+        build_tensorrt.build(EngineFolder(source, tmp_path / "engine"), "sm120")
 
 
 # ---- what bandwidth allows -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
-from offline.build_engines import build_onnxruntime
+from offline.build_engines import build_tree
 from offline.checkpoints.checkpoint import Checkpoint
 from offline.export_onnx import export
 from offline.graphs import code2wav
@@ -130,7 +130,7 @@ class Waveform:
 
 def build(root: Path, dtype: str) -> Waveform:
     export(root / "checkpoint", root / dtype, ["code2wav"], np.dtype(dtype))
-    build_onnxruntime(root / dtype, root / dtype / "engines", "float32", {"code2wav": {"capacity": CAPACITY}})
+    build_tree(root / dtype, root / dtype / "engines", limits={"code2wav": {"capacity": CAPACITY}})
     return Waveform(Code2Wav(open_engine(root / dtype / "engines" / "code2wav", threads=1)))
 
 

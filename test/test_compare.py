@@ -86,7 +86,7 @@ def folders(engine_dirs, tensorrt_dirs, tmp_path_factory):
     """One model for three backends. Those of "cuda" are the CPU's: what counts is that config.json says otherwise."""
     cuda = shutil.copytree(engine_dirs["plain"], tmp_path_factory.mktemp("folders") / "cuda", copy_function=os.link)
     for name in compare.DECODERS:
-        edit_config(cuda / name, lambda config: config.update(device="cuda"))
+        edit_config(cuda / name, lambda config: config.update(backend="cuda"))
     return {"cpu": engine_dirs["plain"], "tensorrt": tensorrt_dirs["plain"], "cuda": cuda}
 
 

@@ -1,4 +1,4 @@
-"""engines/decode/ and prefill/: the kernels of an NVIDIA GPU, run here on the CPU, against ONNX Runtime on the same export."""
+"""engines/cuda/: the kernels of an NVIDIA GPU, run here on the CPU, against ONNX Runtime on the same export."""
 
 import ctypes
 import json
@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from offline.checkpoints.checkpoint import Checkpoint
 from offline.compare import compare
 from offline.make_checkpoint import make_checkpoint
 from omni_ros.engines import cuda_device
+from omni_ros.engines.config import DecoderConfig, read_config
 from omni_ros.engines.cuda import code_predictor as cuda_code_predictor
 from omni_ros.engines.cuda import decoder as cuda_decoder
 from omni_ros.engines.cuda import projection as cuda_projection
-from omni_ros.engines.cuda.compiler import DECODE, PREFILL, compile_kernels, source
-from omni_ros.engines.engine import Engine, open_engine, read_config
+from omni_ros.engines.cuda.compiler import source
+from omni_ros.engines.engine import Engine, State
+from omni_ros.engines.open import open_engine, open_projection
 from omni_ros.engines.sidecar import Projection
 from omni_ros.errors import EngineError, InputError, KVCacheFullError
 from omni_ros.pipeline.pipeline import ENGINES, Pipeline
@@ -37,15 +40,16 @@ MOST = 96  # rows of a prompt
 class SimulatedKernels:
     """Puts the kernels, compiled for the CPU, on the simulated stream."""
 
-    def __init__(self, device, head_dim: int, group: int, *folders: str):
+    def __init__(self, device, directory: Path, config: DecoderConfig, *folders: str):
+        defines = {"HEAD_DIM": config.head_dim, "GROUP": config.num_heads // config.num_kv_heads}
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "kernels.cu").write_text(source(*folders))
-            self.cpu = CpuKernels(Path(folder) / "kernels.cu", {"HEAD_DIM": head_dim, "GROUP": group})
+            self.cpu = CpuKernels(Path(folder) / "kernels.cu", defines)
         self.device = device
 
     def launch(self, name, grid, block, shared, *arguments):
-        copies = [type(a).from_buffer_copy(a) for a in arguments]
-        self.device.cuda.put(self.device.stream, lambda: self.cpu.launch(name, (*grid, 1), (block, 1, 1), shared, copies))
+        cpu, copies = self.cpu, [type(a).from_buffer_copy(a) for a in arguments]
+        self.device.cuda.put(self.device.stream, lambda: cpu.launch(name, (*grid, 1), (block, 1, 1), shared, copies))
 
 
 def simulated_gpu() -> Iterator[Cuda]:
@@ -77,36 +81,43 @@ def built(request, checkpoints, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["thinker", "talker"])
-def engines(request, built, shared_gpu) -> tuple[Engine, Engine]:
+def engines(request, built, shared_gpu) -> Iterator[tuple[Engine, Engine]]:
     """The same decoder in ONNX Runtime and in our kernels."""
-    return tuple(open_engine(built / device / request.param) for device in ("cpu", "cuda"))
+    opened = tuple(open_engine(built / device / request.param) for device in ("cpu", "cuda"))
+    yield opened
+    for engine in opened:
+        engine.close()
+
+
+def new_states(*engines: Engine) -> list[State]:
+    return [engine.new_state() for engine in engines]
 
 
 def test_decode_steps(engines):
     """Every row's logits and hidden state are ONNX Runtime's, whatever was decoded before it."""
     reference, engine = engines
-    reference.reset(), engine.reset()
+    states = new_states(*engines)
     gpu = engine.device.cuda
     made, launched = gpu.calls["cudaMalloc"], gpu.calls["cudaGraphLaunch"]
     random, seen = np.random.default_rng(1), []
     for past in range(ROWS):
         inputs = random_rows(engine, 1, past, random)
-        seen.append(min(likeness(reference.run(inputs), engine.run(inputs))))
+        seen.append(min(likeness(reference.run(inputs, states[0]), engine.run(inputs, states[1]))))
     # a near tie in the router may go the other way, as the cache is float16
     assert min(seen) > 0.99 and np.median(seen) > 0.9999 and np.mean(np.array(seen) > 0.9995) > 0.9, seen
     assert gpu.calls["cudaMalloc"] == made and gpu.calls["cudaGraphLaunch"] - launched == ROWS
     with pytest.raises(InputError, match="takes.*inputs_embeds"):
-        engine.run({**inputs, "inputs_embeds": inputs["inputs_embeds"][:, :-1]})
+        engine.run({**inputs, "inputs_embeds": inputs["inputs_embeds"][:, :-1]}, states[1])
 
 
 def answers(reference: Engine, engine: Engine, prompts: list[int]) -> list[float]:
     """How like they answer prompts of so many rows, one after another, and a step after them."""
-    reference.reset(), engine.reset()
+    states = new_states(reference, engine)
     random, seen = np.random.default_rng(sum(prompts)), []
     for rows in [*prompts, 1]:
-        inputs = random_rows(engine, rows, engine.length, random)
-        seen += likeness(reference.run(inputs), engine.run(inputs))
-    assert engine.length == sum(prompts) + 1
+        inputs = random_rows(engine, rows, states[1].length, random)
+        seen += likeness(reference.run(inputs, states[0]), engine.run(inputs, states[1]))
+    assert [state.length for state in states] == [sum(prompts) + 1] * 2
     return seen
 
 
@@ -144,11 +155,11 @@ def test_every_row_of_a_prompt(without_ties, shared_gpu, name):
 def test_pairs_are_sorted_by_expert(engines, rows):
     """Exactly: after a prompt, what the last layer's kernels left of ids, positions, rows and tiles."""
     engine = engines[1]
-    prefill, top_k = engine.prefill, engine.prefill.top_k
+    prefill, top_k, state = engine.prefill, engine.config.decoder.top_k, engine.new_state()
     for count in (MOST, rows):  # what is left of a longer prompt is not looked at
         inputs = random_rows(engine, count, 0, np.random.default_rng(rows))
-        engine.reset()
-        engine.run(inputs)
+        state.reset()
+        engine.run(inputs, state)
 
     def read(address: int, *shape: int) -> np.ndarray:
         return np.array((ctypes.c_int * math.prod(shape)).from_address(address)).reshape(shape)
@@ -157,7 +168,7 @@ def test_pairs_are_sorted_by_expert(engines, rows):
     order = np.argsort(ids, kind="stable")
     np.testing.assert_array_equal(order[position], np.arange(rows * top_k))
     np.testing.assert_array_equal(row, order // top_k)
-    tiles = read(prefill.tiles, rows * top_k // 32 + prefill.experts, 3)
+    tiles = read(prefill.tiles, rows * top_k // 32 + engine.config.decoder.num_experts, 3)
     covered = [(expert, at) for expert, first, tokens in tiles for at in range(first, first + tokens)]
     assert covered == list(zip(ids[order], range(rows * top_k), strict=True)) and tiles[:, 2].max() <= 32
 
@@ -165,30 +176,96 @@ def test_pairs_are_sorted_by_expert(engines, rows):
 def test_a_prompt_in_parts(built, shared_gpu, monkeypatch):
     """Longer than what one graph takes: the same numbers, from a cache that earlier rows are in."""
     whole = open_engine(built / "cuda" / "thinker")
-    monkeypatch.setattr(cuda_decoder, "MOST_ROWS", 24)
+    monkeypatch.setattr(cuda_decoder, "MAX_ROWS", 24)
     parts = open_engine(built / "cuda" / "thinker")
+    assert whole.max_rows == MOST and parts.max_rows == 24
+    states = new_states(whole, parts)
+
+    def compare_outputs(rows: int) -> None:
+        inputs = random_rows(whole, rows, states[0].length, random)
+        for expected, got in zip(whole.run(inputs, states[0]).values(), parts.run(inputs, states[1]).values(), strict=True):
+            np.testing.assert_allclose(got, expected, atol=2e-3)
+
     random = np.random.default_rng(3)
     for rows in (61, 24, 1):
-        inputs = random_rows(whole, rows, whole.length, random)
-        for expected, got in zip(whole.run(inputs).values(), parts.run(inputs).values(), strict=True):
-            np.testing.assert_allclose(got, expected, atol=2e-3)
-    for engine in (whole, parts):
-        engine.truncate(61)
-    inputs = random_rows(whole, 2, 61, random)
-    np.testing.assert_allclose(whole.run(inputs)["logits"], parts.run(inputs)["logits"], atol=2e-3)
+        compare_outputs(rows)
+    for state in states:
+        state.truncate(61)
+    compare_outputs(2)
 
 
 def test_a_full_cache_is_refused_and_leaves_the_engine_usable(built, gpu):
     engine, random = open_engine(built / "cuda" / "talker"), np.random.default_rng(4)
-    engine.run(random_rows(engine, MOST, 0, random))
-    engine.length = engine.capacity - 1
+    state, capacity = engine.new_state(), engine.config.limits.capacity
+    engine.run(random_rows(engine, MOST, 0, random), state)
+    state.length = capacity - 1
     with pytest.raises(KVCacheFullError, match="talker"):
-        engine.run(random_rows(engine, 2, 0, random))
-    assert engine.length == engine.capacity - 1
-    engine.reset()
-    assert np.isfinite(engine.run(random_rows(engine, 2, 0, random))["logits"]).all()
-    engine.__del__()
-    assert not gpu.alive()
+        engine.run(random_rows(engine, 2, 0, random), state)
+    assert state.length == capacity - 1
+    state.reset()
+    assert np.isfinite(engine.run(random_rows(engine, 2, 0, random), state)["logits"]).all()
+
+
+def test_one_conversation_at_a_time(built, gpu):
+    """Recorded graphs know one cache. A state that was closed, or that nobody holds, makes room for the next."""
+    engine, random = open_engine(built / "cuda" / "talker"), np.random.default_rng(4)
+    state = engine.new_state()
+    with pytest.raises(EngineError, match="talker: built for one conversation at a time; close the other one"):
+        engine.new_state()
+    first = engine.run(inputs := random_rows(engine, 3, 0, random), state)["logits"]
+    state.close()
+    state.close()
+    with pytest.raises(EngineError, match="state was closed"):
+        engine.run(inputs, state)
+    del state
+    np.testing.assert_array_equal(engine.run(inputs, other := engine.new_state())["logits"], first)
+    del other
+    np.testing.assert_array_equal(engine.run(inputs, engine.new_state())["logits"], first)
+
+
+@pytest.mark.parametrize("name", ["thinker", "talker", "code_predictor"])
+def test_close_frees_everything(built, gpu, name):
+    """What belongs to the Talker, too; and after a run that failed, while somebody keeps the error."""
+    engine = open_engine(built / "cuda" / name)
+    state = engine.new_state()
+    projection = open_projection(engine, "text_projection.safetensors") if name == "talker" else None
+    shapes = {i.name: [3 if d == "S" else d for d in i.shape] for i in engine.config.fed}
+    inputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    engine.run(inputs, state)
+    gpu.fail("cudaGraphLaunch")
+    with pytest.raises(EngineError, match=f"{name}: CUDA failed") as kept:
+        engine.run(inputs, state)
+    engine.run(inputs, state)
+    engine.close()
+    engine.close()
+    assert not gpu.alive() and kept
+    for use in (lambda: engine.run(inputs, state), *([engine.new_state] if name != "code_predictor" else [])):
+        with pytest.raises(EngineError, match=f"{name}: was closed; open .*{name} again"):
+            use()
+    if projection:
+        with pytest.raises(EngineError, match="text_projection.safetensors: was closed with its Talker"):
+            projection(np.zeros((1, 64), np.float32))
+
+
+def test_an_engine_that_nobody_holds_frees_itself(built, gpu):
+    for name in ("talker", "code_predictor"):
+        engine = open_engine(built / "cuda" / name)
+        assert gpu.alive()["device"] > 2
+        del engine
+        assert not gpu.alive(), name
+
+
+def test_runs_of_one_engine_do_not_overlap(built, gpu):
+    """Frames of several threads, each as if it were alone: they share the engine's pinned memory."""
+    engine, random = open_engine(built / "cuda" / "code_predictor"), np.random.default_rng(8)
+    shapes = {i.name: i.shape for i in engine.config.fed}
+    frames = [{name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(6)]
+    alone = [engine.run(frame) for frame in frames]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(engine.run, frames))
+    for expected, got in zip(alone, together):
+        np.testing.assert_array_equal(got["codes"], expected["codes"])
+        np.testing.assert_array_equal(got["embed_sum"], expected["embed_sum"])
 
 
 @pytest.fixture
@@ -226,15 +303,15 @@ def test_whole_turns(pipelines):
 @pytest.mark.parametrize("name", ["text_projection", "hidden_projection"])
 def test_projection(built, shared_gpu, monkeypatch, name):
     """Equal to numpy's, and each row the same in whatever company it comes."""
-    monkeypatch.setattr(cuda_projection, "MOST", 40)
+    monkeypatch.setattr(cuda_projection, "MAX_ROWS", 40)
     config = read_config(built / "cuda" / "talker")
     reference = Projection(built / "cuda" / "talker" / f"{name}.safetensors")
-    projection = cuda_projection.CudaProjection(built / "cuda" / "talker" / f"{name}.safetensors", config["decoder"])
-    x = np.random.default_rng(5).standard_normal((57, config["model"]["thinker_hidden_size"])).astype(np.float32)
+    projection = cuda_projection.CudaProjection(built / "cuda" / "talker" / f"{name}.safetensors", config.decoder)
+    x = np.random.default_rng(5).standard_normal((57, config.model.thinker_hidden_size)).astype(np.float32)
     got = projection(x)
     assert min(cosine(*rows) for rows in zip(reference(x), got, strict=True)) > 0.99999
     np.testing.assert_array_equal(np.concatenate([projection(x[:1]), projection(x[1:6]), projection(x[6:])]), got)
-    assert projection(x[:0]).shape == (0, config["model"]["hidden_size"])
+    assert projection(x[:0]).shape == (0, config.model.hidden_size)
 
 
 def test_code_predictor(built, gpu):
@@ -276,13 +353,3 @@ def test_a_gpu_that_is_too_small(built, gpu):
     with pytest.raises(EngineError, match="code_predictor: CUDA failed .*MemoryAllocation"):
         open_engine(built / "cuda" / "code_predictor")
     assert not gpu.alive()
-
-
-@pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_90", "sm_110", "sm_120"])
-def test_compiles_for(target):
-    assert compile_kernels(target, 128, 8, DECODE, PREFILL).startswith(b"\x7fELF")
-
-
-def test_a_gpu_that_is_too_old():
-    with pytest.raises(EngineError, match="sm_75; --device cuda needs sm_80"):
-        compile_kernels("sm_75", 128, 8, DECODE)

@@ -20,7 +20,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 )
 
 from offline import export_onnx
-from offline.build_engines import build_onnxruntime
+from offline.build_engines import build_tree
 from offline.checkpoints.checkpoint import Checkpoint
 from offline.graphs import audio_encoder, visual_encoder
 from omni_ros.engines.engine import Engine
@@ -112,7 +112,7 @@ def write_checkpoint(directory: Path, module: torch.nn.Module, prefix: str, sect
 
 def build(directory: Path, component: str, dtype: str) -> Engine:
     export_onnx.export(directory, directory / "onnx", [component], np.dtype(dtype))
-    build_onnxruntime(directory / "onnx", directory / "engines", "float32", {})
+    build_tree(directory / "onnx", directory / "engines")
     return open_engine(directory / "engines" / "multimodal" / component, threads=1)
 
 

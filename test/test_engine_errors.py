@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_files import edit_config, write
+from broken_files import edit_config, rebuild, write
 
-from omni_ros.engines.engine import open_engine
+from omni_ros.engines.open import open_engine
 from omni_ros.errors import EngineError
 from omni_ros.pipeline.pipeline import ENGINES, Pipeline
 from omni_ros.pipeline.request import Finished, Request
@@ -131,9 +131,11 @@ def test_config_without_a_number_the_pipeline_needs(engines, name):
             json.dumps({**config, section: {k: v for k, v in config[section].items() if k != key}}).encode(),
         )
         try:
+            open_engine(engines / name, threads=1).close()
             pipeline = Pipeline.open(engines, threads=1)
             list(pipeline.generate(Request(messages, max_generate_length=2, max_audio_length=2)))
             unused.add(key)
+            pipeline.close()
         except EngineError as e:
             assert str(engines / name / "config.json") in str(e) and key in str(e)
     assert unused <= DESCRIPTIVE
@@ -246,8 +248,8 @@ def test_zero_biases_are_fine(engines):
     length = struct.unpack("<Q", content[:8])[0]
     begin, end = (8 + length + offset for offset in json.loads(content[8 : 8 + length])["linear_fc1.bias"]["data_offsets"])
     content[begin:end] = bytes(end - begin)
-    write(path, content)
-    assert open_engine(engines / "talker", threads=1).length == 0
+    rebuild(path, content)
+    assert open_engine(engines / "talker", threads=1).verified
 
 
 def reshape_header(header: dict) -> None:
@@ -274,8 +276,7 @@ def test_sidecar_with_another_tensor_than_declared(engines, change):
     header = json.loads(content[8 : 8 + length])
     change(header)
     changed = json.dumps(header).encode()
-    write(path, struct.pack("<Q", len(changed)) + changed + content[8 + length :])
-    edit_config(engines / "talker", lambda c: c["files"].update({path.name: path.stat().st_size}))
+    rebuild(path, struct.pack("<Q", len(changed)) + changed + content[8 + length :])
     assert str(path) in refusal(lambda: open_engine(engines / "talker"))
 
 
@@ -312,7 +313,7 @@ def test_missing_text_file(engines, file):
 @pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "processor_config.json"])
 def test_text_file_that_was_not_there_when_built(engines, file):
     (engines / "thinker" / file).unlink()
-    edit_config(engines / "thinker", lambda c: c["files"].pop(file))
+    edit_config(engines / "thinker", lambda c: (c["files"].pop(file), c["checksums"].pop(file)))
     assert str(engines / "thinker") in refusal(lambda: Pipeline.open(engines))
 
 
@@ -323,7 +324,7 @@ def test_text_file_that_was_not_there_when_built(engines, file):
 def test_garbage_of_the_same_size(engines, file, pattern):
     path = engines / "thinker" / file
     size = path.stat().st_size
-    write(path, (pattern * size)[:size])
+    rebuild(path, (pattern * size)[:size])
     assert str(engines / "thinker") in refusal(lambda: Pipeline.open(engines))
 
 
@@ -331,7 +332,7 @@ def test_garbage_of_the_same_size(engines, file, pattern):
 def test_damaged_chat_template_json(engines, content):
     (engines / "thinker" / "chat_template.jinja").unlink()
     (engines / "thinker" / "chat_template.json").write_text(content)
-    edit_config(engines / "thinker", lambda c: c["files"].pop("chat_template.jinja"))
+    edit_config(engines / "thinker", lambda c: (c["files"].pop("chat_template.jinja"), c["checksums"].pop("chat_template.jinja")))
     assert "chat_template.json" in refusal(lambda: Pipeline.open(engines))
 
 
@@ -365,6 +366,5 @@ def test_engine_of_another_checkpoint(engines, engine_dirs, name):
 
 def test_tokenizer_of_a_larger_vocabulary(engines, engine_dirs):
     source = engine_dirs["published"] / "thinker" / "tokenizer.json"
-    write(engines / "thinker" / "tokenizer.json", source.read_bytes())
-    edit_config(engines / "thinker", lambda c: c["files"].update({"tokenizer.json": source.stat().st_size}))
+    rebuild(engines / "thinker" / "tokenizer.json", source.read_bytes())
     assert "tokenizer.json" in refusal(lambda: Pipeline.open(engines))

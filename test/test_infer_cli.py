@@ -1,8 +1,13 @@
 """`python -m offline.infer` and `offline.preprocess_audio` as a user runs them: scenarios A-D, the response file, bad input."""
 
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import wave
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from offline.inference.request_file import read_requests
 from omni_ros.errors import OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Request
@@ -147,7 +153,8 @@ def test_response_fields(replies, scenario):
     assert len(r["output_token_ids"]) == 6 and all(isinstance(t, int) for t in r["output_token_ids"])
     assert r["finish_reason"] == r["audio_finish_reason"] == "length"
     assert r["audio_samples"] == 1920 * 8 - 555 and r["audio_sample_rate"] == 24000
-    assert r["audio_duration_ms"] == pytest.approx(1000 * r["audio_samples"] / 24000, abs=0.05)
+    assert r["audio_duration_ms"] == round(1000 * r["audio_samples"] / 24000) and isinstance(r["audio_duration_ms"], int)
+    assert Path(r["audio_file"]).name == f"audio_req{r['request_idx']}_batch0.wav"
     saved = codes(r)
     assert saved.dtype == np.int64 and saved.shape == (16, 8) and 0 <= saved.min() and saved.max() < 64
     with wave.open(r["audio_file"]) as f:
@@ -248,8 +255,9 @@ def test_temperature_zero_repeats_and_sampling_does_not(infer):
 # ---- where the output goes ------------------------------------------------------------------------------------------
 def test_text_only_writes_no_audio(infer):
     done, response = infer.command({**SHORT, "requests": [{"messages": user("hello")}]})
-    assert done.returncode == 0 and done.stderr == "" and done.stdout == ""
+    assert done.returncode == 0 and done.stderr == ""
     (reply,) = json.loads(response.read_text())["responses"]
+    assert done.stdout == f"[1/1] {reply['output_text']}\n1 of 1 requests answered: {response}\n"
     assert list(reply) == ["request_idx", "output_text", "output_token_ids", "finish_reason", "metrics"]
     assert [p.name for p in response.parent.iterdir()] == ["out.json"]
 
@@ -257,7 +265,7 @@ def test_text_only_writes_no_audio(infer):
 def test_output_audio_dir(infer, tmp_path):
     folder = tmp_path / "some" / "where"
     (reply,) = infer({**SHORT, "requests": [{"messages": user("hello")}]}, "--outputAudioDir", str(folder))
-    assert sorted(p.name for p in folder.iterdir()) == ["request_0.wav", "request_0_codes.npy"]
+    assert sorted(p.name for p in folder.iterdir()) == ["audio_req0_batch0.wav", "codes_req0_batch0.npy"]
     assert Path(reply["audio_file"]).parent == Path(reply["codes_file"]).parent == folder
 
 
@@ -265,8 +273,8 @@ def test_speech_without_saved_codes(infer):
     done, response = infer.command({**SHORT, "requests": [{"messages": user("hello")}]}, "--enableAudioOutput")
     assert done.returncode == 0
     (reply,) = json.loads(response.read_text())["responses"]
-    assert "codes_file" not in reply
-    assert sorted(p.name for p in response.parent.iterdir()) == ["out.json", "request_0.wav"]
+    assert "codes_file" not in reply and f"{reply['audio_file']} (0.62 s)" in done.stdout
+    assert sorted(p.name for p in response.parent.iterdir()) == ["audio_req0_batch0.wav", "out.json"]
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:
@@ -316,7 +324,16 @@ GOOD = {"messages": user("hello")}
         {"requests": [{}]},
         {"requests": [{"message": []}]},
         {"requests": [GOOD, {"messages": user("x"), "temprature": 0}]},
-        {"requests": [GOOD], "batch_size": 4},
+        {"requests": [GOOD], "streaming": True},
+        {"requests": [GOOD], "streaming": {"enable": "yes"}},
+        {"requests": [GOOD], "streaming": {"enable": True, "chunk": 4}},
+        {"requests": [{"messages": user({"type": "image", "image": "http://robot.local/a.png"})}]},
+        {"requests": [{"messages": user({"type": "audio", "audio": "http:/robot.local/a.wav"})}]},
+        {"requests": [{"messages": user({"type": "image_url", "image_url": {"url": "https://robot.local/a.png"}})}]},
+        {"requests": [{"messages": user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}})}]},
+        {"requests": [{"messages": user({"type": "audio_url", "audio_url": "file://robot/a.wav"})}]},
+        {"requests": [{"messages": user({"type": "image_url", "image_url": 3})}]},
+        {"requests": [{"messages": user({"type": "input_audio", "input_audio": {"data": "AAAA"}})}]},
         {"requests": [GOOD], "max_generate_length": "many"},
         {"requests": [{**GOOD, "temperature": "hot"}]},
         {"requests": [{**GOOD, "top_p": 3}]},
@@ -398,3 +415,132 @@ def test_preprocess_audio_errors(media, tmp_path, source, target, named):
     target = media / target if "/" in target else tmp_path / target
     done = cli("offline.preprocess_audio", "--input", media / source, "--output", target)
     assert named in one_line(done) and not list(tmp_path.iterdir()) and sorted(media.iterdir()) == before
+
+
+# ---- the fields, parts and folders of TensorRT Edge-LLM ------------------------------------------------------------------
+def test_fields_of_edge_llm(infer, replies):
+    """Taken where they mean something here, passed over where they change nothing, named where neither is so."""
+    same = {"batch_size": 1, "apply_chat_template": True, "enable_thinking": False, "num_logprobs": 0, "logit_bias": {}}
+    entry = {"messages": SCENARIOS["A text"], "disable_spec_decode": True, "stop": []}
+    done, response = infer.command({**SHORT, **same, "requests": [entry]})
+    assert done.returncode == 0 and done.stderr == ""
+    (reply,) = json.loads(response.read_text())["responses"]
+    assert reply["output_token_ids"] == replies["A text"]["output_token_ids"]
+    other = {"batch_size": 4, "apply_chat_template": False, "enable_thinking": True, "available_lora_weights": {"a": "b"}}
+    entry = {**entry, "stop": ["."], "logit_bias": {"5": 1}, "lora_name": "a", "num_logprobs": 3}
+    block = {"enable": True, "codec_chunk_frames": 4, "talker_prefill_threshold": 4}
+    done, response = infer.command({**SHORT, **other, "streaming": block, "requests": [entry]})
+    assert done.returncode == 0
+    warned = done.stderr.splitlines()
+    for name in ("stop", "logit_bias", "lora_name", "num_logprobs", "streaming.talker_prefill_threshold", *other):
+        assert len([w for w in warned if w.startswith("warning: ") and f" {name} " in w]) == 1, (name, warned)
+    assert len(warned) == 9
+    (reply,) = json.loads(response.read_text())["responses"]
+    assert reply["output_token_ids"] == replies["A text"]["output_token_ids"]
+
+
+def test_sampling_seed_and_streaming_block():
+    def read(tmp: Path, file: dict) -> Request:
+        tmp.write_text(json.dumps({**file, "requests": [GOOD, {**GOOD, "streaming": {"enable": False}, "seed": 3}]}))
+        return read_requests(tmp, True, False)[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        block = {"enable": True, "codec_chunk_frames": 10}
+        first, second = read(Path(folder) / "in.json", {"sampling_seed": 7, "streaming": block})
+    assert (first.seed, first.streaming, first.first_chunk_frames, first.chunk_frames) == (7, True, 10, 10)
+    assert (second.seed, second.streaming) == (3, False)
+
+
+def test_url_parts_are_local_files(infer, media, replies):
+    picture = (media / "picture.png").as_uri()
+    (media / "with blank:colon.png").write_bytes((media / "picture.png").read_bytes())
+    parts = [
+        {"type": "image_url", "image_url": {"url": picture}},
+        {"type": "image_url", "image_url": "picture.png"},
+        {"type": "image", "image": picture},
+        {"type": "image", "image": "with blank:colon.png"},
+        {"type": "image_url", "image_url": {"url": (media / "with blank:colon.png").as_uri()}},
+    ]
+    responses = infer({**SHORT, "requests": [{"messages": user(part, "what is this")} for part in parts]})
+    assert {tuple(r["output_token_ids"]) for r in responses} == {tuple(replies["C image"]["output_token_ids"])}
+    sound = [{"messages": user({"type": "audio_url", "audio_url": {"url": (media / "sound.wav").as_uri()}})}]
+    assert infer({**SHORT, "requests": sound})[0]["output_token_ids"] == replies["B audio"]["output_token_ids"]
+
+
+@pytest.fixture
+def parts(engine_dirs, tmp_path) -> dict[str, Path]:
+    """The engines, each in a folder of its own elsewhere; the CodePredictor beside the Talker."""
+    places = {"thinker": "a/text", "talker": "b/speech", "code_predictor": "b/code_predictor", "code2wav": "c/vocoder"}
+    places |= {"multimodal/audio": "d/audio", "multimodal/visual": "d/visual"}
+    for name, place in places.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copytree(engine_dirs["plain"] / name, tmp_path / place, copy_function=os.link)
+    return {name: tmp_path / place for name, place in places.items()}
+
+
+def test_engines_in_folders_of_their_own(parts, media, replies, tmp_path):
+    """A with the Thinker alone, B and C without speech, D with everything; what is missing is named, when it is needed."""
+    inf = Infer(parts["thinker"], media, tmp_path / "out")
+    multimodal = ["--multimodalEngineDir", str(parts["multimodal/audio"].parent)]
+    speech = ["--talkerEngineDir", str(parts["talker"]), "--code2wavEngineDir", str(parts["code2wav"])]
+
+    def texts(*options: str, scenarios: list[str], code: int = 0) -> tuple[list, str]:
+        done, response = inf.command({**SHORT, "requests": [{"messages": SCENARIOS[s]} for s in scenarios]}, *options)
+        assert done.returncode == code, done.stderr
+        return json.loads(response.read_text())["responses"], done.stderr
+
+    found, _ = texts(*multimodal, *speech, "--enableAudioOutput", "--saveCodes", scenarios=list(SCENARIOS))
+    for a, b in zip(replies.values(), found, strict=True):
+        assert a["output_token_ids"] == b["output_token_ids"]
+        np.testing.assert_array_equal(codes(a), codes(b))
+    for name in ("talker", "code_predictor", "code2wav"):
+        shutil.rmtree(parts[name])
+    found, _ = texts(*multimodal, scenarios=["A text", "B audio", "C image"])
+    for name, reply in zip(("A text", "B audio", "C image"), found, strict=True):
+        assert reply["output_token_ids"] == replies[name]["output_token_ids"]
+    shutil.rmtree(parts["multimodal/visual"])
+    found, said = texts(*multimodal, scenarios=["B audio", "C image"], code=1)
+    assert found[0]["output_token_ids"] == replies["B audio"]["output_token_ids"]
+    assert found[1]["error"]["type"] == "EngineError" and "visual" in said
+    shutil.rmtree(parts["multimodal/audio"])
+    found, _ = texts(scenarios=["A text"])
+    assert found[0]["output_token_ids"] == replies["A text"]["output_token_ids"]
+    for options, named in (
+        (["--enableAudioOutput"], "--talkerEngineDir"),
+        (["--enableAudioOutput", *speech], str(parts["talker"])),
+        (["--multimodalEngineDir", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        done, response = inf.command({**SHORT, "requests": [GOOD]}, *options)
+        assert named in one_line(done) and not response.exists()
+
+
+def test_folders_of_parts_beside_a_tree_are_refused(infer, parts):
+    done, response = infer.command({"requests": [GOOD]}, "--talkerEngineDir", str(parts["talker"]))
+    assert done.returncode == 2 and "--talkerEngineDir" in done.stderr and not response.exists()
+
+
+# ---- runs that are stopped -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_what_was_finished(infer, media, tmp_path, sent):
+    """Stopped in the middle of an answer that would take minutes; the answer before it is printed and written."""
+    long = {"max_generate_length": 2000, "max_audio_length": 900}
+    request = media / "stopped.json"
+    request.write_text(json.dumps({**SHORT, "requests": [GOOD, {**GOOD, **long}, GOOD]}))
+    out = tmp_path / "out.json"
+    arguments = ["--engineDir", infer.engines, "--inputFile", request, "--outputFile", out, "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "offline.infer", *map(str, arguments), "--enableAudioOutput"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    seen = ""
+    while not re.search(r"\[2/3\] .{8}", seen, re.DOTALL):  # the second answer has begun
+        seen += process.stdout.read(1)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and f"1 of 3 responses are in {out}" in err
+    (reply,) = json.loads(out.read_text())["responses"]
+    assert reply["output_text"] in seen and Path(reply["audio_file"]).is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["audio_req0_batch0.wav", "out.json"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offline.build_engines import build_onnxruntime
+from offline.build_engines import build_tree
 from offline.export_onnx import COMPONENTS, export
 from omni_ros.engines.open import open_engine
 from omni_ros.errors import InputError, OmniError, PromptTooLongError, UnknownSpeakerError
@@ -27,11 +27,10 @@ def small_engines(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPat
     root = tmp_path_factory.mktemp("small")
     export(checkpoints["plain"], root / "onnx", list(COMPONENTS), np.dtype(np.float32))
     decoder = {"max_input_len": MAX_INPUT_LEN, "capacity": CAPACITY}
-    build_onnxruntime(
+    build_tree(
         root / "onnx",
         root / "engines",
-        "float32",
-        {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": MAX_CODE_LEN}},
+        limits={"thinker": decoder, "talker": decoder, "code2wav": {"capacity": MAX_CODE_LEN}},
     )
     return root / "engines"
 

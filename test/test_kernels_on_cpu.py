@@ -1,17 +1,14 @@
 """The CPU that stands in for a GPU: right kernels give right numbers, and each kind of wrong kernel is reported by its line."""
 
 import ctypes
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_kernels import CpuKernels, KernelError
+from cpu_kernels import COMPILER, NO_COMPILER, CpuKernels, KernelError
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("g++") or not shutil.which("addr2line"), reason="g++ or addr2line is missing: apt install g++ binutils"
-)
+pytestmark = pytest.mark.skipif(not COMPILER, reason=NO_COMPILER)
 RIGHT = r"""
 #include <cuda_fp16.h>
 constexpr unsigned FULL = 0xffffffffu;

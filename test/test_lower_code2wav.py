@@ -7,10 +7,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from shuffled_graph import shuffle
 from test_code2wav import CAPACITY, CONFIGS, TOLERANCE, Case, build, chunkings
 from test_code2wav import test_reset_forgets_the_last_waveform as test_reset_forgets_the_last_waveform  # with the `case` of here
 
-from offline.build_engines import build_onnxruntime_cuda
+from offline.build_engines import build_tree
 from omni_ros.engines.config import read_config
 from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.pipeline.code2wav import Code2Wav
@@ -26,7 +27,7 @@ def case(request, tmp_path_factory) -> Case:
 
 def lowered(root: Path, dtype: str) -> Code2Wav:
     """The engine for CUDA from the export in `root`/dtype, on the CPU."""
-    build_onnxruntime_cuda(root / dtype, root / dtype / "cuda", {"code2wav": {"capacity": CAPACITY}})
+    build_tree(root / dtype, root / dtype / "cuda", "cuda", {"code2wav": {"capacity": CAPACITY}})
     directory = root / dtype / "cuda" / "code2wav"
     return Code2Wav(OnnxRuntimeEngine(directory, read_config(directory), threads=1))
 
@@ -86,3 +87,14 @@ def test_state_is_channels_last(case):
             convolutions += 1
             assert states[value.name] == [shape[2], shape[1]], value.name
     assert convolutions > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_nodes_does_not_matter(case, tmp_path, seed):
+    """What belongs together is found by the names of values: as few nodes, and the same waveform."""
+    shuffle(case.root / "float32" / "multimodal" / "code2wav", tmp_path / "onnx" / "multimodal" / "code2wav", seed)
+    build_tree(tmp_path / "onnx", tmp_path, "cuda", {"code2wav": {"capacity": CAPACITY}})
+    vocoder = Code2Wav(OnnxRuntimeEngine(tmp_path / "code2wav", read_config(tmp_path / "code2wav"), threads=1))
+    np.testing.assert_allclose(vocoder.decode(case.codes), case.wave, rtol=0, atol=TOLERANCE)
+    graph = onnx.load(tmp_path / "code2wav" / "model.onnx", load_external_data=False).graph
+    assert Counter(n.op_type for n in graph.node) == Counter(n.op_type for n in graphs(case)[1].node)

@@ -78,17 +78,17 @@ def test_cost_does_not_grow_with_capacity(full, name):
         assert list(node.input)[3:5] == [f"past_key_{i}", f"past_value_{i}"]
         assert list(node.output)[1:] == [f"present_key_{i}", f"present_value_{i}"]
     engine = open_engine(full / name, threads=1)
-    states = engine.config["state"]
-    assert len(states) == 2 * LAYERS[name] and all(s["in_place"] and s["shape"][2] == 2048 for s in states)
+    states, state = engine.config.state, engine.new_state()
+    assert len(states) == 2 * LAYERS[name] and all(s.in_place and s.shape[2] == 2048 for s in states)
     readers = Counter(i for n in g.node for i in n.input)
-    assert all(readers[s["input"]] == 1 for s in states)  # by its attention node alone
+    assert all(readers[s.input] == 1 for s in states)  # by its attention node alone
     rows = {"inputs_embeds": np.ones((5, 64), np.float32), "position_ids": np.tile(np.arange(5, dtype=np.float32), (3, 1))}
     if name == "thinker":
         rows["deepstack"] = np.zeros((2, 5, 64), np.float32)
-    before = [buffer.data_ptr() for buffer in engine.buffers]
-    engine.run(rows)
-    assert [buffer.data_ptr() for buffer in engine.buffers] == before
-    cache = engine.buffers[0].numpy()  # [1, kv_heads, capacity, head_dim]
+    before = [buffer.data_ptr() for buffer in state.buffers]
+    engine.run(rows, state)
+    assert [buffer.data_ptr() for buffer in state.buffers] == before
+    cache = state.buffers[0].numpy()  # [1, kv_heads, capacity, head_dim]
     assert cache[:, :, :5].any(axis=(1, 3)).all() and not cache[:, :, 5:].any()
 
 
@@ -97,10 +97,11 @@ def test_results_do_not_depend_on_capacity(exported, full, tmp_path, capacity):
     engines = build(exported, tmp_path / "engines", "--maxInputLen", "8", "--maxKVCacheCapacity", str(capacity))
     rng = np.random.default_rng(0)
     small, large = (open_engine(path / "talker", threads=1) for path in (engines, full))
+    states = small.new_state(), large.new_state()
     for start, rows in ((0, 6), (6, 1), (7, 1)):
         position = np.tile(np.arange(start, start + rows, dtype=np.float32), (3, 1))
         inputs = {"inputs_embeds": rng.standard_normal((rows, 64)).astype(np.float32), "position_ids": position}
-        a, b = small.run(inputs), large.run(inputs)
+        a, b = small.run(inputs, states[0]), large.run(inputs, states[1])
         for key in a:
             np.testing.assert_allclose(a[key], b[key], atol=1e-5)
 
@@ -119,7 +120,7 @@ def test_only_the_routed_experts_are_computed(full, name):
 def test_code_predictor_is_one_graph(full):
     found = operators(full, "code_predictor")
     assert found["TopK"] == 15 and not any(op in found for op in ("Loop", "Scan", "If"))
-    assert open_engine(full / "code_predictor", threads=1).config["state"] == []
+    assert open_engine(full / "code_predictor", threads=1).config.state == []
 
 
 # ---- int4 operators -------------------------------------------------------------------------------------------------
@@ -236,11 +237,11 @@ def weight_bytes(g: onnx.GraphProto) -> int:
 
 def logits(engine: Engine, rows: np.ndarray) -> np.ndarray:
     """The last row's logits after feeding `rows` [n, S, 64], one sequence each: [n, V]."""
-    found = []
+    found, state = [], engine.new_state()
     for sequence in rows:
-        engine.reset()
+        state.reset()
         position = np.tile(np.arange(len(sequence), dtype=np.float32), (3, 1))
-        found.append(engine.run({"inputs_embeds": sequence, "position_ids": position})["logits"][0])
+        found.append(engine.run({"inputs_embeds": sequence, "position_ids": position}, state)["logits"][0])
     return np.stack(found)
 
 

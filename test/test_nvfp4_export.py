@@ -97,8 +97,7 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
             "talker": model.talker.codec_head(model.talker.model(inputs_embeds=rows).last_hidden_state),
         }
     for name, inputs in (("thinker", embeds), ("talker", rows)):
-        engine = engines[name]
-        engine.reset()
+        engine, state = engines[name], engines[name].new_state()
         for start, end in ((0, 6), *((i, i + 1) for i in range(6, 14))):
             feed = {
                 "inputs_embeds": inputs[0, start:end].numpy(),
@@ -106,7 +105,7 @@ def test_teacher_forced_logits_equal_torch(engines, checkpoints, parts, activati
             }
             if name == "thinker":
                 feed["deepstack"] = np.zeros((2, end - start, 64), np.float32)
-            found = engine.run(feed)["logits"][0]
+            found = engine.run(feed, state)["logits"][0]
             np.testing.assert_allclose(found, expected[name][0, end - 1].numpy(), atol=1e-4)
 
 

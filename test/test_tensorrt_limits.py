@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline.build_engines import build_onnxruntime
+from offline.build_engines import build_tree
 from offline.export_onnx import COMPONENTS, export
 from offline.quantization.spy import Call, spy
 from offline.tensorrt import build as build_tensorrt
@@ -28,7 +28,7 @@ def pipeline(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("limits")
     export(checkpoints["plain"], root / "onnx", list(COMPONENTS), np.dtype(np.float32))
     decoder = {"max_input_len": MAX_INPUT_LEN, "capacity": 900}
-    build_onnxruntime(root / "onnx", root, "float32", {"thinker": decoder, "talker": decoder, "code2wav": {"capacity": 64}})
+    build_tree(root / "onnx", root, limits={"thinker": decoder, "talker": decoder, "code2wav": {"capacity": 64}})
     for name, limits in {"code2wav": {"max_run_frames": MAX_RUN_FRAMES}, "multimodal/visual": {"max_frames": 1}}.items():
         config = json.loads((root / name / "config.json").read_text())
         config["limits"].update(limits)

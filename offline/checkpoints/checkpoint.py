@@ -69,8 +69,9 @@ class Checkpoint:
             self.tensors.update(_read_header(shard))
         self._check_index()
         prefix = STANDALONE.get(self.config.get("model_type"))
+        self.part: str | None = None  # "thinker" or "talker", if it was split off for that
         if prefix and "omni_config" in self.config:
-            self.config = self.config["omni_config"]
+            self.part, self.config = prefix.removesuffix("."), self.config["omni_config"]
             self.tensors = {prefix + name: info for name, info in self.tensors.items()}
         self.unread = set(self.tensors)  # what no one has asked for yet
 

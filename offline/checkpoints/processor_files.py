@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
-from offline.checkpoints.qwen_tokenizer import from_vocab_and_merges
 from omni_ros.errors import CheckpointError
+
+from .qwen_tokenizer import from_vocab_and_merges
 
 PROCESSOR_FILES = (
     "tokenizer.json",

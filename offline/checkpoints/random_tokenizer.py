@@ -6,8 +6,9 @@ template and streaming behave as with the real model; only the vocabulary is sma
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from offline.checkpoints.qwen_tokenizer import qwen_tokenizer
 from omni_ros.errors import CheckpointError
+
+from .qwen_tokenizer import qwen_tokenizer
 
 ROLES = ("system", "user", "assistant")
 # The order of Qwen3-Omni's own vocabulary.

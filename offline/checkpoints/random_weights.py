@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from offline.checkpoints.checkpoint import write_safetensors
+from .checkpoint import write_safetensors
 
 DTYPE = ml_dtypes.bfloat16  # as published
 LOUDNESS = 0.022  # of the last convolution: a waveform of 0.1 to 0.2 rms that hardly ever reaches 1

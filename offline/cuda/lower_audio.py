@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from offline.graphs.external_data import StoredGraph
-from offline.onnxruntime.lower import MICROSOFT
+from ..graphs.external_data import StoredGraph
+from ..onnxruntime.lower import MICROSOFT
 
 KERNEL, STRIDE = 3, 2  # of all three, in both directions, with a border of one
 
@@ -35,6 +35,10 @@ class AudioLowering:
         mel = next(v for v in self.graph.input if v.name == "mel")
         self.bins = mel.type.tensor_type.shape.dim[2].dim_value  # of the rows that the next convolution reads
         self.channels = 1
+        # conv_out reads a token's channels and bins side by side: Gemm <- Reshape <- the Transpose that is not needed here
+        producer = {o: n for n in self.graph.node for o in n.output}
+        self.conv_out = next(n for n in self.graph.node if "conv_out.weight" in n.input)
+        self.by_token = producer[producer[self.conv_out.input[0]].input[0]]
 
     def op(self, op_type: str, inputs: list[str], output: str, domain: str = "", **attributes) -> str:
         self.nodes.append(helper.make_node(op_type, inputs, [output], output, domain=domain, **attributes))
@@ -94,10 +98,10 @@ class AudioLowering:
                 self.conv(node, inputs[0])
             elif node.op_type == "Gelu" and inputs[0] in self.biases:
                 self.op("BiasGelu", [inputs[0], self.biases[inputs[0]]], out, domain=MICROSOFT)
-            elif node.op_type == "Transpose":
+            elif out == self.by_token.output[0]:
                 self.renamed[out] = inputs[0]
             else:
-                if "conv_out.weight" in inputs:
+                if out == self.conv_out.output[0]:
                     weight = self.stored.raw("conv_out.weight")
                     by_bin = weight.reshape(len(weight), self.channels, self.bins).swapaxes(1, 2)
                     self.rewrite("conv_out.weight", by_bin.reshape(weight.shape))

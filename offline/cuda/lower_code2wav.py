@@ -12,13 +12,14 @@ the chunk. Matrix products need none. Every node left is a kernel launch or two,
   float16                -> float32, as sin(alpha x) needs it
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from offline.onnxruntime.lower import MICROSOFT, Lowering
+from ..onnxruntime.lower import MICROSOFT, Lowering
 
 MAX_RUN_FRAMES = 25  # more at once take longer for each frame, and memory: the widest windows of 100 are half a gigabyte
 
@@ -34,10 +35,26 @@ class Code2WavLowering(Lowering):
         self.rows: dict[str, str] = {}  # exported value with axes (1,) channels, columns -> value [T, channels]
         self.length = ""  # int64 [1], on the host: T, as it is between two upsamplings
         self.made: set[str] = set()  # values that several nodes read
+        self.place: dict[str, int] = {}  # value -> index in `nodes` of the node that makes it
+        self.readers = Counter(i for n in self.graph.node for i in n.input)  # of each exported value
 
-    def op(self, op_type: str, inputs: list[str], output: str, domain: str = "", **attributes) -> str:
-        self.nodes.append(helper.make_node(op_type, inputs, [output], output, domain=domain, **attributes))
+    def put(self, node: onnx.NodeProto, place: int | None = None) -> None:
+        """Append `node`, or put it in the place of one that it makes unnecessary."""
+        if place is None:
+            place = len(self.nodes)
+            self.nodes.append(node)
+        else:
+            self.nodes[place] = node
+        self.place.update((output, place) for output in node.output if output)
+
+    def op(self, op_type: str, inputs: list[str], output: str, domain: str = "", place: int | None = None, **attributes) -> str:
+        self.put(helper.make_node(op_type, inputs, [output], output, domain=domain, **attributes), place)
         return output
+
+    def maker(self, value: str, op_type: str) -> int | None:
+        """Where the node is that makes `value`, if it is one of that type."""
+        place = self.place.get(value)
+        return place if place is not None and self.nodes[place].op_type == op_type else None
 
     def shared(self, op_type: str, inputs: list[str], output: str, **attributes) -> str:
         if output not in self.made:
@@ -131,36 +148,36 @@ class Code2WavLowering(Lowering):
     def mul(self, node: onnx.NodeProto, inputs: list[str]) -> None:
         x, factor = inputs
         axes = len(self.stored.shape(factor)) if factor in self.stored else 0
-        if axes == 1 and self.nodes[-1].op_type == "Gemm":  # of a layer: scale, or gamma
-            self.scaled_gemm(node.output[0], self.stored.read(factor))
+        gemm = self.maker(x, "Gemm")
+        alone = gemm is not None and self.readers[node.input[0]] == 1
+        if axes == 1 and alone and any(a.name == "transB" for a in self.nodes[gemm].attribute):  # of a layer: scale, or gamma
+            self.scaled_gemm(gemm, node.output[0], self.stored.read(factor))
             return
         if axes == 2:  # of snake: [channels, 1]
             self.weight(factor, self.stored.read(factor)[:, 0])
         self.op("Mul", [x, factor], node.output[0])
 
-    def scaled_gemm(self, out: str, scale: np.ndarray) -> None:
-        """The Gemm just made, with its outputs scaled."""
-        gemm = self.nodes.pop()
-        x, weight, *bias = gemm.input
+    def scaled_gemm(self, place: int, out: str, scale: np.ndarray) -> None:
+        """The Gemm there, with its outputs scaled."""
+        x, weight, *bias = self.nodes[place].input
         operands = [x, self.weight(f"{weight}.scaled", scale[:, None] * self.stored.read(weight))]  # [out, in]
         operands += [self.weight(f"{b}.scaled", scale * self.stored.read(b)) for b in bias]
-        self.op("Gemm", operands, out, transB=1)
+        self.op("Gemm", operands, out, place=place, transB=1)
 
     def norm(self, node: onnx.NodeProto) -> None:
         x, gamma = node.input
         epsilon = next(a.f for a in node.attribute if a.name == "epsilon")
-        if self.nodes[-1].op_type == "Add" and self.nodes[-1].output[0] == x:
-            a, b = self.nodes.pop().input
-            self.nodes.append(
-                helper.make_node(
-                    "SkipSimplifiedLayerNormalization",
-                    [a, b, gamma],
-                    [node.output[0], "", "", x],
-                    node.name,
-                    domain=MICROSOFT,
-                    epsilon=epsilon,
-                )
+        residual = self.maker(x, "Add")
+        if residual is not None:
+            joined = helper.make_node(
+                "SkipSimplifiedLayerNormalization",
+                [*self.nodes[residual].input, gamma],
+                [node.output[0], "", "", x],
+                node.name,
+                domain=MICROSOFT,
+                epsilon=epsilon,
             )
+            self.put(joined, residual)
         else:
             self.op("SimplifiedLayerNormalization", [x, gamma], node.output[0], axis=-1, epsilon=epsilon, stash_type=1)
 
@@ -195,7 +212,7 @@ class Code2WavLowering(Lowering):
             else:
                 del node.input[:]
                 node.input.extend(inputs)
-                self.nodes.append(node)
+                self.put(node)
         self.transpose_states(config)
         config["limits"]["max_run_frames"] = MAX_RUN_FRAMES
         self.finish(config["limits"])

@@ -1,23 +1,25 @@
 """The Thinker, the Talker and the CodePredictor for an NVIDIA GPU: their weights alone, for the kernels of
-omni_ros/engines/decode/ and prefill/, which know the model.
+omni_ros/engines/cuda/, which know the model.
 """
 
 import json
 from pathlib import Path
 
-from offline.graphs.external_data import ExternalData, StoredGraph
-from offline.quantization.nvfp4 import BLOCK
 from omni_ros.errors import CheckpointError
+
+from ..graphs.external_data import ExternalData, StoredGraph
+from ..quantization.nvfp4 import BLOCK
 
 # What tells matrices apart that one kernel multiplies by: they have to be of one kind
 STACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("mlp.gate.weight", "mlp.shared_expert_gate.weight"))
 HEAD = 32  # the kernels give each lane of a warp the same number of a head's channels
 
 
-def write_weights(source: Path, target: Path, shape: dict) -> None:
+def write_weights(source: Path, target: Path, shape: dict) -> str:
     """weights.data, every weight of an exported graph as it is stored, and weights.json, which says where each one lies.
 
-    `shape` is config.json's "decoder". Raises CheckpointError for a model that the GPU kernels cannot take.
+    `shape` is config.json's "decoder". Returns the SHA-256 of weights.data. Raises CheckpointError for a model that the GPU
+    kernels cannot take.
     """
     widest = max(shape["hidden_size"], shape["num_heads"] * shape["head_dim"])
     inner = shape.get("top_k", 0) * shape.get("moe_intermediate_size", 0) + shape["shared_intermediate_size"]
@@ -52,8 +54,8 @@ def write_weights(source: Path, target: Path, shape: dict) -> None:
             raise CheckpointError(f"{source}: {name} is {list(tensor.dims)}; GPU kernels take rows of a multiple of {multiple}")
         where = {e.key: e.value for e in data.add(name, raw.dtype, raw.shape, [raw]).external_data}
         table[name] = {"offset": int(where["offset"]), "shape": list(tensor.dims)}
-    data.close()
     (target / "weights.json").write_text(json.dumps(table))
+    return data.close()
 
 
 def _check_stacks(source: Path, stored: StoredGraph) -> None:

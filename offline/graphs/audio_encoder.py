@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
+
+from ..checkpoints.checkpoint import Checkpoint
+from .builder import GraphBuilder
 
 CHUNK_TOKENS = 13  # rows that three stride-2 convolutions make of 100 frames; fixed in transformers
 MAX_CHUNKS = 16  # per run: the first convolution of the 30B model needs 6 MB (fp32) per chunk and output

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.graphs.external_data import ONNX_TYPE, ExternalData
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.forms import read_scalar
+from .external_data import ONNX_TYPE, ExternalData
 
 OPSET = 24
 IR_VERSION = 11
@@ -98,7 +99,7 @@ class GraphBuilder:
         """x as it goes into the weight `key`: NVFP4 with the input scale that calibration found, if that is asked for."""
         if not (self.quantize_activations and self.is_nvfp4(key)):
             return x
-        name = (x, float(self.checkpoint.read(self.prefix + key.removesuffix("weight") + "input_scale")))
+        name = (x, float(read_scalar(self.checkpoint, self.prefix + key.removesuffix("weight") + "input_scale")))
         if name not in self._activations:  # q, k and v share theirs
             self._activations[name] = self.op("NVFP4Quantize", x, self.const(name[1], np.float32), domain=DOMAIN)
         return self._activations[name]
@@ -119,17 +120,18 @@ class GraphBuilder:
         def read(suffix: str, part_shape: tuple[int, ...]) -> Iterable[np.ndarray]:
             return (self.checkpoint.read(f"{self.prefix}{key}{suffix}", part_shape) for key in keys)
 
-        codes = self._external(name, packed, np.uint8, read("", (*rows, packed[-1])))
-        self.initializers[-1].data_type, self.initializers[-1].dims[-1] = TensorProto.FLOAT4E2M1, shape[-1]
+        codes = self._external(name, shape, np.uint8, read("", (*rows, packed[-1])), TensorProto.FLOAT4E2M1)
         scale = self._external(f"{name}_scale", blocks, ml_dtypes.float8_e4m3fn, read("_scale", (*rows, blocks[-1])))
-        last = np.array([float(s) for s in read("_scale_2", ())], np.float32)
+        last = np.array([read_scalar(self.checkpoint, f"{self.prefix}{key}_scale_2") for key in keys], np.float32)
         last = self.tensor(f"{name}_scale_2", last if len(shape) > 2 else last[0])
         scale = self.op("DequantizeLinear", scale, last, axis=0)
         weight = self.op("DequantizeLinear", codes, scale, axis=len(shape) - 1, block_size=NVFP4_BLOCK)
         return weight if self.dtype == np.float32 else self.cast(weight, self.dtype)  # TensorRT refuses output_dtype
 
-    def _external(self, name: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> str:
-        self.initializers.append(self._data.add(name, dtype, shape, parts))
+    def _external(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray], onnx_type: int | None = None
+    ) -> str:
+        self.initializers.append(self._data.add(name, dtype, shape, parts, onnx_type))
         self._names.add(name)
         return name
 
@@ -187,7 +189,7 @@ class GraphBuilder:
     # ---- file -----------------------------------------------------------------------------------------------------
     def save(self, config: dict) -> None:
         """Write model.onnx and config.json (`config` plus the graph's inputs, outputs and state)."""
-        self._data.close()
+        checksum = self._data.close()
         value = lambda e, key: helper.make_tensor_value_info(  # noqa: E731
             e[key], ONNX_TYPE[np.dtype(e["dtype"])], e["shape"]
         )
@@ -205,5 +207,12 @@ class GraphBuilder:
             graph, opset_imports=opsets, functions=self.functions, ir_version=IR_VERSION, producer_name="omni_ros"
         )
         onnx.save(model, self.directory / "model.onnx")
-        config = {**config, "dtype": str(self.dtype), "inputs": self.inputs, "outputs": self.outputs, "state": self.states}
+        config = {
+            **config,
+            "dtype": str(self.dtype),
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "state": self.states,
+            "checksums": {self._data.name: checksum},
+        }
         (self.directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

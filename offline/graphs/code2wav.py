@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.rope import read_rope
+from .builder import GraphBuilder
 
 SAMPLE_RATE = 24000
 END = np.iinfo(np.int64).max  # Slice: to the end
@@ -72,12 +74,9 @@ def read_config(checkpoint: Checkpoint) -> Code2WavConfig:
     if "code2wav_config" not in checkpoint.config:
         raise CheckpointError(f"{where}: no code2wav_config; this checkpoint has no speech output")
     values = dict(checkpoint.config["code2wav_config"])
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # transformers >= 5, < 5
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", Code2WavConfig.rope_theta))
+    values["rope_theta"] = read_rope(values, f"{where}: code2wav_config").theta
     config = Code2WavConfig(**{f.name: values[f.name] for f in fields(Code2WavConfig) if f.name in values})
     for ok, problem in (
-        (rope_type == "default", f"rope_type {rope_type}"),
         (config.hidden_act == "silu", f"hidden_act {config.hidden_act}"),
         (config.sliding_window > 1, f"sliding_window {config.sliding_window}"),
         (values.get("head_dim", config.head_dim) == config.head_dim, "head_dim other than hidden_size / heads"),

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.rope import read_rope
+from .builder import GraphBuilder
 
 TOP_K, TOP_P = 50, 0.8  # transformers: Qwen3OmniMoeTalkerForConditionalGeneration.prepare_inputs_for_generation
 
@@ -37,7 +39,7 @@ class CodePredictorConfig:
 
     @classmethod
     def from_json(cls, c: dict) -> "CodePredictorConfig":
-        rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+        rope = read_rope(c, "config.json: talker_config.code_predictor_config")
         try:
             config = cls(
                 vocab_size=c["vocab_size"],
@@ -49,7 +51,7 @@ class CodePredictorConfig:
                 intermediate_size=c["intermediate_size"],
                 num_code_groups=c["num_code_groups"],
                 rms_norm_eps=c["rms_norm_eps"],
-                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else c["rope_theta"]),
+                rope_theta=rope.theta,
             )
         except KeyError as e:
             raise CheckpointError(f"config.json: talker_config.code_predictor_config lacks {e}") from e
@@ -57,13 +59,10 @@ class CodePredictorConfig:
             "hidden_act": c.get("hidden_act", "silu") != "silu",
             "attention_bias": c.get("attention_bias"),
             "sliding_window": (c.get("sliding_window") or 16) < 16,
-            "rope_type": rope.get("rope_type", "default") != "default",
         }
         for name, bad in unsupported.items():
             if bad:
-                raise CheckpointError(
-                    f"config.json: talker_config.code_predictor_config.{name} = {c.get(name, rope.get(name))} is not supported"
-                )
+                raise CheckpointError(f"config.json: talker_config.code_predictor_config.{name} = {c.get(name)} is not supported")
         return config
 
 

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.graphs import functions
-from offline.graphs.builder import DOMAIN, GraphBuilder
 from omni_ros.errors import CheckpointError
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.forms import read_scalar
+from ..checkpoints.rope import read_rope
+from . import functions
+from .builder import DOMAIN, GraphBuilder
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,7 @@ class DecoderConfig:
     @classmethod
     def from_json(cls, c: dict, where: str) -> "DecoderConfig":
         """From `thinker_config.text_config` or `talker_config.text_config`; unsupported settings raise CheckpointError."""
-        rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-        theta = rope.get("rope_theta", c.get("rope_theta"))
+        rope = read_rope(c, f"config.json: {where}")
         try:
             config = cls(
                 vocab_size=c["vocab_size"],
@@ -58,8 +60,8 @@ class DecoderConfig:
                 normalize_top_k=c["norm_topk_prob"],
                 shared_intermediate_size=c.get("shared_expert_intermediate_size") or 0,
                 rms_norm_eps=c["rms_norm_eps"],
-                rope_theta=float(theta),
-                mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+                rope_theta=rope.theta,
+                mrope_section=rope.mrope_section,
             )
         except (KeyError, TypeError) as e:
             raise CheckpointError(f"config.json: {where} lacks {e}") from e
@@ -69,12 +71,11 @@ class DecoderConfig:
             "mlp_only_layers": c.get("mlp_only_layers"),
             "sliding_window": c.get("sliding_window"),
             "decoder_sparse_step": c.get("decoder_sparse_step", 1) != 1,
-            "rope_type": rope.get("rope_type", "default") != "default",
             "mrope_section": sum(config.mrope_section) != config.head_dim // 2,
         }
         for name, bad in unsupported.items():
             if bad:
-                raise CheckpointError(f"config.json: {where}.{name} = {c.get(name, rope.get(name))} is not supported")
+                raise CheckpointError(f"config.json: {where}.{name} = {c.get(name, rope.mrope_section)} is not supported")
         return config
 
 
@@ -154,7 +155,9 @@ class Decoder:
         ]
         router_logits = g.cast(g.linear(x, f"{key}.gate"), np.float32)
         if self.quantized_experts:  # one input scale for all experts of a layer, as ModelOpt exports them
-            scales = [g.checkpoint.read(f"{g.prefix}{key}.experts.0.{name}_proj.input_scale") for name in ("gate", "down")]
+            scales = [
+                read_scalar(g.checkpoint, f"{g.prefix}{key}.experts.0.{name}_proj.input_scale") for name in ("gate", "down")
+            ]
             experts += [g.const(float(scale), np.float32) for scale in scales]
         y = g.op("MoE", x, router_logits, *experts, domain=DOMAIN, top_k=c.top_k, normalize=int(c.normalize_top_k))
         if c.shared_intermediate_size:

@@ -1,5 +1,6 @@
 """Weights of an ONNX graph in one file beside it: written one part at a time, read back one tensor or slice at a time."""
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from offline.quantization import nvfp4
+from ..quantization import nvfp4
 
 ALIGN = 4096  # external tensors start on a page, so that runtimes can map them
 ONNX_TYPE = {
@@ -49,25 +50,39 @@ def in_parallel(part: Callable[[int], np.ndarray], count: int) -> Iterator[np.nd
 
 
 class ExternalData:
-    """The weight file of a graph that is being written."""
+    """The weight file of a graph that is being written; its checksum is taken on the way, beside the disk's work."""
 
     def __init__(self, directory: Path, name: str = "model.onnx.data"):
-        self.name, self.file = name, (directory / name).open("wb")
+        self.name, self.file, self.hash = name, (directory / name).open("wb"), hashlib.sha256()
+        self.hasher = ThreadPoolExecutor(1)
 
-    def add(self, name: str, dtype: np.dtype, shape: Iterable[int], parts: Iterable[np.ndarray]) -> TensorProto:
-        """Append the parts, which together make one tensor, and return the initializer that points at them."""
+    def add(
+        self, name: str, dtype: np.dtype, shape: Iterable[int], parts: Iterable[np.ndarray], onnx_type: int | None = None
+    ) -> TensorProto:
+        """Append the parts, which together make one tensor, and return the initializer that points at them.
+
+        `onnx_type` is for what numpy has no type for: FLOAT4E2M1, two codes in a uint8.
+        """
         start = -(-self.file.tell() // ALIGN) * ALIGN
-        self.file.seek(start)
+        gap = bytes(start - self.file.tell())
+        self.file.write(gap)
+        self.hash.update(gap)
         for part in parts:
-            np.ascontiguousarray(part, dtype).tofile(self.file)
-        tensor = TensorProto(name=name, data_type=ONNX_TYPE[np.dtype(dtype)], dims=shape)
+            array = np.ascontiguousarray(part, dtype)
+            hashed = self.hasher.submit(self.hash.update, array.reshape(-1).view(np.uint8))
+            array.tofile(self.file)
+            hashed.result()
+        tensor = TensorProto(name=name, data_type=onnx_type or ONNX_TYPE[np.dtype(dtype)], dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.name), ("offset", start), ("length", self.file.tell() - start)):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
 
-    def close(self) -> None:
+    def close(self) -> str:
+        """Finish the file; returns its SHA-256."""
         self.file.close()
+        self.hasher.shutdown()
+        return self.hash.hexdigest()
 
 
 class StoredGraph:

@@ -1,14 +1,14 @@
 """The operators that every backend lowers its own way, as ONNX local functions of standard operators.
 
 A runtime without a lowering can still run them: the bodies below are their definition. The lowerings are
-`offline/lower_onnxruntime.py` (GroupQueryAttention, MoE) and those of later backends.
+`../onnxruntime/lower.py` (GroupQueryAttention, MoE), `../tensorrt/lower.py` and, without a graph, `../cuda/weights.py`.
 """
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offline.graphs.builder import DOMAIN, OPSET
+from .builder import DOMAIN, OPSET
 
 
 def _constant(name: str, values: list[int]) -> onnx.NodeProto:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.graphs.builder import GraphBuilder
 from omni_ros.errors import CheckpointError
 from omni_ros.preprocess.image import VisionConfig
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.rope import read_rope
+from .builder import GraphBuilder
 
 GELU = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}  # hidden_act -> approximate of ONNX Gelu
 MAX_PATCHES = 16384  # per run: one image of 2048 x 2048 pixels
@@ -65,13 +67,12 @@ def read_config(checkpoint: Checkpoint, preprocess: VisionConfig) -> VisualEncod
     values = checkpoint.config.get("thinker_config", {}).get("vision_config")
     if values is None:
         raise CheckpointError(f"{where}: no thinker_config.vision_config; this checkpoint has no vision encoder")
-    rope = values.get("rope_parameters") or {}
-    values = {"rope_theta": rope.get("rope_theta", VisualEncoderConfig.rope_theta), **values}
+    rope = read_rope(values, f"{where}: thinker_config.vision_config", ("axial", "default"), VisualEncoderConfig.rope_theta)
+    values = {**values, "rope_theta": rope.theta}
     c = VisualEncoderConfig(**{f.name: values[f.name] for f in fields(VisualEncoderConfig) if f.name in values})
     cut = (preprocess.patch_size, preprocess.temporal_patch_size, preprocess.merge_size)
     for ok, problem in (
         (c.hidden_act in GELU, f"hidden_act {c.hidden_act} (only {', '.join(GELU)})"),
-        (rope.get("rope_type", "axial") == "axial", f"rope_type {rope.get('rope_type')}"),
         (c.position_side**2 == c.num_position_embeddings, f"num_position_embeddings {c.num_position_embeddings} (not a square)"),
         (c.hidden_size % (4 * c.num_heads) == 0, f"hidden_size {c.hidden_size} with {c.num_heads} heads"),
         (

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offline.graphs.builder import DOMAIN
-from offline.graphs.builder import OPSET as EXPORT_OPSET
-from offline.graphs.external_data import NUMPY_TYPE, ExternalData, StoredGraph, in_parallel
+from ..graphs.builder import DOMAIN
+from ..graphs.builder import OPSET as EXPORT_OPSET
+from ..graphs.external_data import NUMPY_TYPE, ExternalData, StoredGraph, in_parallel
 
 OPSET = 23  # of the lowered graphs
 INT4_BLOCK = 32
@@ -177,7 +177,7 @@ class Lowering:
         """Write the lowered nodes and what they read, all of it float32."""
         self.drop_dead_nodes()
         self.keep_used_initializers()
-        self.data.close()
+        self.weights_sha256 = self.data.close()
         for node in self.nodes:
             for attribute in node.attribute:
                 if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT16:

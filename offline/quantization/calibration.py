@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from offline.checkpoints.checkpoint import Checkpoint
-from offline.checkpoints.processor_files import copy_processor_files
 from omni_ros.errors import InputError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 from omni_ros.preprocess.audio import SAMPLE_RATE, load_audio, log_mel
 from omni_ros.preprocess.image import VisionConfig, image_patches, load_image
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.processor_files import copy_processor_files
 
 COUNTS = {"audio": 150, "image": 150, "text": 200}  # samples of a full calibration
 FOLDERS = {"audio": "audio", "image": "images", "text": "text"}
@@ -59,9 +60,12 @@ def find_samples(directory: Path, counts: dict[str, int], seed: int = 0) -> tupl
             raise InputError(
                 f"{folder}: no {kind} sample ({' '.join(SUFFIXES[kind])}); add some, or ask for none with --talker_num_{kind} 0"
             )
+        found = len(files)
         if len(files) > count:
             files = sorted(random.Random(seed).sample(files, count))
         samples += [Sample(kind, path, _text(kind, path)) for path in files]
+        if found < count:
+            warnings.append(f"{count} {kind} samples were asked for, {folder} has {found}")
         if len(files) < COUNTS[kind]:
             warnings.append(
                 f"{len(files)} {kind} samples instead of {COUNTS[kind]}: activation scales may be too "

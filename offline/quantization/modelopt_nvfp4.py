@@ -21,12 +21,14 @@ from tqdm import tqdm
 from transformers import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoePreTrainedModel
 
-from offline.atomic import atomic_directory
-from offline.checkpoints.checkpoint import STANDALONE, Checkpoint
-from offline.checkpoints.processor_files import copy_processor_files
-from offline.quantization.calibration import Prompts, Sample, chained_forward
-from offline.quantization.nvfp4 import BLOCK
 from omni_ros.errors import CheckpointError
+
+from ..checkpoints.checkpoint import STANDALONE, Checkpoint
+from ..checkpoints.forms import HEADS
+from ..checkpoints.processor_files import copy_processor_files
+from ..outputs.atomic import atomic_directory
+from .calibration import Prompts, Sample, chained_forward
+from .nvfp4 import BLOCK
 
 # Modules that become NVFP4, by their names in the root checkpoint. All else stays in 16 bit.
 QUANTISED = ("thinker.model.layers.*.self_attn.*", "thinker.model.layers.*.mlp.experts", "talker.model.layers.*.mlp.experts")
@@ -180,15 +182,19 @@ def ranges(parts: torch.nn.Module, chosen: list[str]) -> dict[str, dict[str, flo
     return table
 
 
-def export(part: torch.nn.Module, name: str, checkpoint: Checkpoint, directory: Path) -> None:
-    """Write `part` as a checkpoint of its own: tensor X of the folder is tensor `name`.X of the root checkpoint."""
+def export(part: torch.nn.Module, name: str, checkpoint: Checkpoint, directory: Path, heads: list[str]) -> None:
+    """Write `part` as a checkpoint of its own: tensor X of the folder is tensor `name`.X of the root checkpoint.
+
+    `heads`: weights of heads that were to be NVFP4. config.json says so, as elsewhere a 4-bit head is an accident.
+    """
     with warnings.catch_warnings(), atomic_directory(directory) as partial:
         # ModelOpt splits the experts back into the names on disk itself; what it then warns of has been done.
         warnings.filterwarnings("ignore", message="Quant-aware reverse weight conversion skipped")
         part.config.architectures = [ARCHITECTURES[name]]
         export_hf_checkpoint(part, export_dir=partial)
         config = json.loads((partial / "config.json").read_text())
-        config.update(architectures=[ARCHITECTURES[name]], model_type=MODEL_TYPES[name], omni_config=checkpoint.config)
+        whole = {**checkpoint.config, **({"nvfp4_heads": heads} if heads else {})}
+        config.update(architectures=[ARCHITECTURES[name]], model_type=MODEL_TYPES[name], omni_config=whole)
         config.pop("audio_config", None)  # what chained_forward lent the Talker
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if name == "thinker":
@@ -230,8 +236,9 @@ def quantize(
     # ModelOpt finds linears that share an input by a forward pass with token ids, which the Talker does not take.
     rows = torch.zeros(1, 2, model.talker.config.text_config.hidden_size, dtype=model.dtype, device=model.device)
     model.talker.get_dummy_inputs = lambda: {"inputs_embeds": rows}
+    heads = [f"{name}.weight" for name in chosen if f"{name}.".startswith(HEADS)]
     for name in tqdm(parts, desc="exporting", unit="checkpoint"):
-        export(parts[name], name, checkpoint, output / name)
+        export(parts[name], name, checkpoint, output / name, heads)
     missed = sum(map(len, report["experts_never_reached"].values()))
     if missed:
         total = sum(map(len, report["expert_rows"].values()))

@@ -2,7 +2,7 @@
 
   CachedAttention -> TensorScatter (KVCacheUpdate: the caches stay in place) and Attention with a boolean mask
   MoE             -> TRT_MoE (IMoELayer, SM100/103/110), or the generic form of standard operators: one row gathers its
-                     top_k experts; several rows pass every expert, and a routing mask picks
+                     top_k experts; several rows pass every expert, and a routing mask picks (moe.py)
   NVFP4Quantize   -> TRT_FP4DynamicQuantize + DequantizeLinear
   operators that the parser at hand does not know -> older ones (older_operators.py)
 
@@ -19,13 +19,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offline.graphs.external_data import ExternalData, StoredGraph
-from offline.graphs.older_operators import EXPAND
+from ..graphs.external_data import ExternalData, StoredGraph
+from .moe import TRT, moe
+from .older_operators import EXPAND
 
 NVFP4_BLOCK = 16
-FP8_PER_NVFP4 = 6.0  # ModelOpt's input_scale is amax / (6 * 448); a static FP8 scale is amax / 448
 LINK = "exported.data"
-TRT = "trt"  # the domain of TensorRT's own operators
 
 
 class Lowering:
@@ -36,12 +35,12 @@ class Lowering:
         source: Path,
         target: Path,
         capacity: int = 0,
-        moe: str = "generic",
+        moe_form: str = "generic",
         supports: Callable[[str], bool] = lambda op: True,
     ):
-        """`capacity`: rows of the KV caches, where there are any; `moe`: "layer" (TRT_MoE), "splice" (for a parser without
-        it: build_tensorrt.splice_moe) or "generic"; `supports(op)`: whether the parser knows the operator."""
-        self.stored, self.target, self.moe_form, self.supports = StoredGraph(source), target, moe, supports
+        """`capacity`: rows of the KV caches, where there are any; `moe_form`: "layer" (TRT_MoE), "splice" (for a
+        parser without it: network.splice_moe) or "generic"; `supports(op)`: whether the parser knows the operator."""
+        self.stored, self.target, self.moe_form, self.supports = StoredGraph(source), target, moe_form, supports
         self.model, self.graph = self.stored.model, self.stored.model.graph
         for value in [*self.graph.input, *self.graph.output]:
             for dim in value.type.tensor_type.shape.dim:
@@ -80,7 +79,7 @@ class Lowering:
         """Write the lowered graph; `in_place` and `moe_outputs` say what it came to."""
         lower = {
             "CachedAttention": self.cached_attention,
-            "MoE": self.moe,
+            "MoE": lambda node: moe(self, node),
             "NVFP4Quantize": self.quantize_node,
             "RotaryEmbedding": self.rotary,
             "Attention": self.attention,
@@ -208,131 +207,3 @@ class Lowering:
             )
         )
         return self.dequantize(f"{output}.codes", f"{output}.scales", scale, rank - 1, output)
-
-    # ---- mixture of experts -----------------------------------------------------------------------------------------
-    def moe(self, node: onnx.NodeProto) -> None:
-        """MoE(x, router_logits, gate, up, down [, input_scale, inner_scale]); the scales are those of W4A4."""
-        x, logits, gate, up, down, *scales = node.input
-        y, a = node.output[0], {a.name: a.i for a in node.attribute}
-        probability = self.op("Softmax", [logits], f"{y}.probability", axis=-1)
-        score, expert = f"{y}.score", f"{y}.expert"  # [S, k] each
-        self.nodes.append(
-            helper.make_node("TopK", [probability, self.const([a["top_k"]])], [score, expert], name=f"{y}.top", axis=-1)
-        )
-        if a["normalize"]:
-            total = self.op("ReduceSum", [score, self.const([-1])], f"{y}.score_sum", keepdims=1)
-            score = self.op("Div", [score, total], f"{y}.score_normalized")
-        if self.dtype != TensorProto.FLOAT:
-            score = self.op("Cast", [score], f"{y}.score_cast", to=self.dtype)
-        if self.moe_form != "generic":
-            return self.moe_layer(x, score, expert, [gate, up, down], scales, y)
-        if scales:
-            x = self.quantize(x, scales[0], f"{y}.x")
-        if not any(n.name == "moe.one_row" for n in self.nodes):
-            is_one = self.op("Equal", [self.op("Shape", [x], "moe.rows", start=0, end=1), self.const([1])], "moe.is_one_row")
-            self.op("Cast", [is_one], "moe.one_row", to=TensorProto.INT64)  # [1]: 1 or 0
-        weights, experts = [self.weight(w) for w in (gate, up, down)], self.stored.shape(gate)[0]
-
-        def rows(first: str, last: str, name: str) -> list[str]:
-            return [
-                self.op("Slice", [v, first, last, self.const([0])], f"{name}.{n}")
-                for v, n in ((x, "x"), (score, "score"), (expert, "expert"))
-            ]
-
-        one = self.moe_one_row(*rows(self.const([0]), "moe.one_row", f"{y}.one"), weights, scales[1:], f"{y}.one")
-        many = self.moe_rows(*rows("moe.one_row", self.const([2**31]), f"{y}.many"), weights, scales[1:], f"{y}.many", experts)
-        self.op("Concat", [one, many], y, axis=0)
-
-    def moe_one_row(self, x: str, score: str, expert: str, weights: list[str], scale: list[str], name: str) -> str:
-        """x [n, H], score and expert [n, k], n one or zero: matrix-vector products with k gathered experts."""
-        index = self.op("Reshape", [expert, self.const([-1])], f"{name}.index")
-        gathered = [
-            self.op("Gather", [w, index], f"{name}.{part}_weight", axis=0) for w, part in zip(weights, ("gate", "up", "down"))
-        ]  # [n*k, I, H] twice, [n*k, H, I]
-        y = self.swiglu(x, gathered, scale, name)
-        y = self.op("Mul", [y, self.op("Reshape", [score, self.const([-1, 1, 1])], f"{name}.route")], f"{name}.y_scored")
-        return self.add_up(y, name)
-
-    def moe_rows(self, x: str, score: str, expert: str, weights: list[str], scale: list[str], name: str, experts: int) -> str:
-        """x [n, H], score and expert [n, k], n any number but one: all E experts, each weight read once."""
-        y = self.swiglu(x, weights, scale, name)
-        # route [E, 1, n]: the score of expert e for row n, or -1. Products that nobody asked for may be infinite, so
-        # they are dropped by Where, not by a factor of zero.
-        shape = self.op("Shape", [expert], f"{name}.row_count", start=0, end=1)
-        shape = self.op("Concat", [shape, self.const([experts])], f"{name}.route_shape", axis=0)
-        minus_one = helper.make_tensor("", self.dtype, [1], [-1.0])
-        route = self.op("ConstantOfShape", [shape], f"{name}.no_route", value=minus_one)
-        route = self.op("ScatterElements", [route, expert, score], f"{name}.route", axis=1)  # [n, E]
-        route = self.op("Transpose", [route], f"{name}.route_columns", perm=[1, 0])
-        route = self.op("Unsqueeze", [route, self.const([1])], f"{name}.route_expert")
-        zero = self.const(0, helper.tensor_dtype_to_np_dtype(self.dtype))
-        routed = self.op("GreaterOrEqual", [route, zero], f"{name}.routed")
-        y = self.op("Where", [routed, self.op("Mul", [y, route], f"{name}.y_scored"), zero], f"{name}.y_routed")
-        return self.add_up(y, name)
-
-    def swiglu(self, x: str, weights: list[str], scale: list[str], name: str) -> str:
-        """x [n, H] through a stack of gate, up [E, I, H] and down [E, H, I] -> [E, H, n].
-
-        Rows become columns, so that the weights need no transposed copy. `scale`: inner activations become NVFP4.
-        """
-        gate, up, down = weights
-        x = self.op("Transpose", [x], f"{name}.columns", perm=[1, 0])  # [H, n]
-        gated = self.op("Swish", [self.op("MatMul", [gate, x], f"{name}.gated")], f"{name}.activated")
-        inner = self.op("Mul", [gated, self.op("MatMul", [up, x], f"{name}.upped")], f"{name}.inner")  # [E, I, n]
-        if scale:  # in blocks of neighbouring channels, which therefore come last
-            inner = self.op("Transpose", [inner], f"{name}.inner_rows", perm=[0, 2, 1])
-            inner = self.quantize(inner, scale[0], f"{name}.inner_nvfp4", rank=3)
-            inner = self.op("Transpose", [inner], f"{name}.inner_columns", perm=[0, 2, 1])
-        return self.op("MatMul", [down, inner], f"{name}.down")
-
-    def add_up(self, y: str, name: str) -> str:
-        """[E, H, n], weighted -> [n, H]"""
-        y = self.op("ReduceSum", [y, self.const([0])], f"{name}.y_columns", keepdims=0)
-        return self.op("Transpose", [y], f"{name}.y", perm=[1, 0])
-
-    def moe_layer(self, x: str, score: str, expert: str, weights: list[str], scales: list[str], y: str) -> None:
-        """TRT_MoE on [1, S, H]; W4A4 becomes static FP8 activations, the only kind that the layer takes."""
-        one = self.const([0])
-        x, score, expert = (
-            self.op("Unsqueeze", [v, one], f"{y}.{n}") for v, n in ((x, "x"), (score, "scores"), (expert, "experts"))
-        )
-        expert = self.op("Cast", [expert], f"{y}.experts_i32", to=TensorProto.INT32)
-        inputs = [x, expert, score, *(self.transpose_stack(w) for w in weights)]
-        attributes = {"activation_type": 1}  # SiLU; anything but a number means none
-        if scales:
-            scale, inner = (self.const(self.stored.raw(s) * FP8_PER_NVFP4, np.float16) for s in scales)
-            zero = self.add(TensorProto(name="fp8_zero", data_type=TensorProto.FLOAT8E4M3FN, raw_data=b"\0"))
-            inputs[0] = self.op("QuantizeLinear", [x, scale, zero], f"{y}.x_fp8")
-            inputs[0] = self.op("DequantizeLinear", [inputs[0], scale, zero], f"{y}.x_rounded")
-            inputs += ["", "", "", inner]
-            attributes |= {"quantization_mode": 1, "quantization_dtype": 6}  # static, FP8 (TensorRT's numbers)
-        output = f"{y}.batched"
-        if self.moe_form == "layer":
-            self.op("TRT_MoE", inputs, output, domain=TRT, **attributes)
-        else:
-            self.moe_outputs[self.op("Add", [x, x], output)] = inputs  # a stand-in of the right shape
-        self.op("Squeeze", [output, one], y)
-
-    def transpose_stack(self, weight: str) -> str:
-        """[E, O, I] -> [E, I, O], one expert in memory at a time; FP4 stays FP4, with its blocks along axis 1."""
-        if weight not in self.stored.nvfp4:
-            return self.write_transposed(weight)
-        codes, scales, last = self.stored.nvfp4[weight]
-        return self.dequantize(self.write_transposed(codes), self.write_transposed(scales), last, 1, f"{codes}.t.value")
-
-    def write_transposed(self, name: str) -> str:
-        t = self.stored.tensors[name]
-        experts, rows, columns = t.dims
-        packed = t.data_type == TensorProto.FLOAT4E2M1  # two codes a byte, the even column in the low nibble
-
-        def part(e: int) -> np.ndarray:
-            array = self.stored.raw(name, e)
-            if not packed:
-                return array.T
-            codes = np.stack([array & 15, array >> 4], -1).reshape(rows, columns).T
-            return codes[:, 0::2] | codes[:, 1::2] << 4
-
-        dtype = part(0).dtype
-        tensor = self.data.add(f"{name}.t", dtype, [experts, columns, rows], (part(e) for e in range(experts)))
-        tensor.data_type = t.data_type
-        return self.add(tensor)

@@ -180,7 +180,7 @@ class TurnWorker:
         """Compute ahead what the next turn will begin with; the user does not wait for it then."""
         try:
             if history and hasattr(self._conversation, "feed"):
-                self._conversation.feed(history)
+                self._conversation.feed(history, special_tokens=False)
         except PromptTooLongError:
             return  # the next turn shortens the history as far as it has to
         finally:
@@ -240,7 +240,8 @@ class TurnWorker:
             with self._changed:
                 remembered = len(self._history)
                 messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped)
-            request = Request(messages, **self._options())
+            # what people say and type is data: no word of theirs is a command to the chat template
+            request = Request(messages, special_tokens=False, **self._options())
             progress.answer.spoken = request.audio_output
             try:
                 finished = self._stream(turn, request, progress)

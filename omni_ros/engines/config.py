@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import math
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omni_ros.errors import EngineError
+
+DTYPES = ("float32", "float16", "int64", "int32", "bool")  # of what goes in and out of an engine
+LARGEST = 1 << 53  # what every reader of JSON takes for the same integer
 
 
 @dataclass
@@ -170,6 +174,14 @@ class TensorRTConfig:
     profiles: dict[str, dict[str, list[list[int]]]]  # name -> input -> its smallest, usual and largest shape
 
 
+@dataclass
+class SidecarTensor:
+    """A tensor of a .safetensors file beside the graph."""
+
+    dtype: str
+    shape: list[int]
+
+
 ModelConfig = ThinkerConfig | TalkerConfig | CodePredictorConfig | Code2WavConfig | AudioConfig | VisualConfig
 Limits = DecoderLimits | Code2WavLimits | AudioLimits | VisualLimits | NoLimits
 KINDS: dict[str, tuple[type, type]] = {
@@ -193,7 +205,7 @@ class EngineConfig:
     limits: Any  # Limits, likewise
     files: dict[str, int]  # name -> bytes
     checksums: dict[str, str] = field(default_factory=dict)  # name -> sha256
-    sidecars: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # file -> tensor -> dtype, shape
+    sidecars: dict[str, dict[str, SidecarTensor]] = field(default_factory=dict)  # file -> tensor
     position: PositionConfig | None = None
     decoder: DecoderConfig | None = None
     tensorrt: TensorRTConfig | None = None
@@ -212,7 +224,7 @@ def read_config(directory: Path) -> EngineConfig:
     if not path.is_file():
         raise EngineError(f"{path}: not found; run `python -m offline.build_engines ONNX ENGINES` and give its ENGINES")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), parse_constant=_no_number)
     except (ValueError, RecursionError, OSError) as e:
         raise EngineError(f"{path}: not valid JSON ({e}); build the engine again") from e
     if not isinstance(values, dict):
@@ -223,9 +235,39 @@ def read_config(directory: Path) -> EngineConfig:
     model, limits = KINDS[config.engine]
     config.model = _parse(model, config.model, "model.", path)
     config.limits = _parse(limits, config.limits, "limits.", path)
+    _check(config, path)
+    return config
+
+
+def _check(config: EngineConfig, path: Path) -> None:
+    """What types cannot say: the parts of `config` fit each other."""
+    tensors = config.inputs + config.outputs
+    names = [t.name for t in tensors] + [end for s in config.state for end in (s.input, s.output)]
+    if len(set(names)) < len(names):
+        raise EngineError(f"{path}: names an input or output twice; build the engine again")
+    for tensor in tensors + config.state:
+        if tensor.dtype not in DTYPES:
+            raise _wrong(path, "dtype", tensor.dtype)
+    for name in (*config.files, *config.sidecars, *config.checksums):
+        if Path(name).name != name or "\0" in name:
+            raise _wrong(path, "files", name)
     if config.state and config.position is None:
         raise EngineError(f"{path}: lacks position; build the engine again")
-    return config
+    if config.position is None:
+        return
+    counted = next((i for i in config.inputs if i.name == config.position.counts), None)
+    if config.position.input not in names or counted is None or config.position.axis >= len(counted.shape):
+        raise EngineError(f"{path}: position names inputs that the engine does not have; build again")
+    capacity = getattr(config.limits, "capacity", None)
+    if capacity is None:
+        raise EngineError(f"{path}: a {config.engine} engine has no position; build again")
+    for state in config.state:  # the graph writes in place without looking: rows past the buffer would be someone else's
+        if state.in_place and state.shape[2:3] != [capacity]:
+            raise EngineError(f"{path}: limits.capacity is {capacity}, {state.input} has {state.shape[2:3]} rows; build again")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _parse(kind: Any, value: Any, where: str, path: Path) -> Any:
@@ -250,14 +292,18 @@ def _parse(kind: Any, value: Any, where: str, path: Path) -> Any:
         for choice in arguments:
             if dataclasses.is_dataclass(choice) and value is not None:
                 return _parse(choice, value, where, path)
-            if not dataclasses.is_dataclass(choice) and isinstance(value, choice) and not isinstance(value, bool):
-                return value
+            if choice is type(value):
+                return value if value is None else _parse(choice, value, where, path)
         raise _wrong(path, where.rstrip("."), value)
     if kind is Any:
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    if isinstance(value, bool) and kind is not bool:
+        raise _wrong(path, where.rstrip("."), value)
+    if isinstance(value, int) and kind in (int, float) and 0 <= value < LARGEST:
+        return kind(value)
+    if isinstance(value, float) and kind is float and math.isfinite(value):
+        return value
+    if kind in (str, bool) and isinstance(value, kind):
         return value
     raise _wrong(path, where.rstrip("."), value)
 

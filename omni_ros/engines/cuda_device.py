@@ -45,7 +45,9 @@ def gpu_target() -> str | None:
 
 
 class CudaDevice:
-    """Not thread-safe, like the engine that owns it; calls return before the GPU has done the work, except `wait`."""
+    """One thread at a time, which its engine sees to; calls return before the GPU has done the work, except `wait`."""
+
+    stream: object | None = None
 
     def __init__(self, name: str):
         """`name` is the engine's, for messages."""
@@ -63,8 +65,17 @@ class CudaDevice:
         """Free everything, once the GPU no longer uses it; a second call does nothing."""
         if self.stream is not None:
             self.cuda.cudaStreamSynchronize(self.stream)
-        self.undo.close()
         self.stream = None
+        self.undo.close()
+
+    @property
+    def closed(self) -> bool:
+        return self.stream is None
+
+    def __del__(self) -> None:
+        """Last resort for an engine that nobody closed: it holds the device, so no work of its own can be under way."""
+        if self.stream is not None:
+            self.close()
 
     def call(self, function: Callable, *arguments: object) -> object:
         """The (first) value that a CUDA call returns. Raises EngineError when it returns an error."""

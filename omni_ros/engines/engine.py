@@ -1,6 +1,10 @@
 """An engine is a graph with its weights; what a conversation leaves in it is a state. Callers give and get named arrays."""
 
+import threading
+import traceback
+import weakref
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +17,7 @@ class State:
     """What a conversation has in one engine: KV caches, or Code2Wav's convolutions and windows. They never leave the backend."""
 
     length = 0  # rows so far
+    closed = False
 
     def __init__(self, name: str, truncates: bool = True):
         """`name` is the engine's, for messages; `truncates`: rows can be taken back, as of a KV cache."""
@@ -31,7 +36,8 @@ class State:
         self.length = length
 
     def close(self) -> None:
-        """Give its memory back; it cannot be used afterwards."""
+        """Give its memory back; it cannot be used afterwards. A second call does nothing."""
+        self.closed = True
 
 
 class Engine(Protocol):
@@ -40,6 +46,7 @@ class Engine(Protocol):
     config: EngineConfig
     directory: Path
     max_rows: int  # of a prompt in one run: what has to wait for the end of a run, such as cancel(), waits for no more
+    verified: bool | str | None  # the files' checksums: right, what is wrong, or not compared (yet); see open_engine
 
     def new_state(self) -> State:
         """A state of its own for a conversation. Raises EngineError when the engine was built for fewer of them."""
@@ -54,16 +61,55 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything, on the GPU too; it cannot run afterwards."""
+        """Free everything, on the GPU too, once a run that is under way has ended. A second call does nothing.
+
+        Whatever is asked of the engine afterwards raises EngineError.
+        """
         ...
 
 
+# ---- for backends ---------------------------------------------------------------------------------------------------
+class Running:
+    """`with running:` is one run at a time, and an error that leaves it keeps nothing of the engine alive.
+
+    Whoever keeps the error (a diagnostic, a traceback in a reference cycle) would otherwise keep, through the frames that it
+    came through, the session or context that `close` lets go of.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.lock.release()
+        traceback.clear_frames(trace)
+
+
+class OneState:
+    """Of an engine with memory for one conversation: recorded CUDA graphs read and write at the addresses they were made with."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.held: weakref.ref[State] | None = None  # a state that nobody holds any more is as good as closed
+
+    def take(self, state: State) -> None:
+        """Raises EngineError while another one is open."""
+        held = self.held() if self.held else None
+        if held is not None and not held.closed:
+            raise EngineError(f"{self.name}: built for one conversation at a time; close the other one")
+        self.held = weakref.ref(state)
+
+
 def check_rows(config: EngineConfig, inputs: dict[str, np.ndarray], state: State | None) -> int:
-    """How many rows a run adds to `state`. Raises KVCacheFullError when they do not fit. For backends."""
+    """How many rows a run adds to `state`. Raises KVCacheFullError when they do not fit."""
     if config.position is None:
         return 0
     if state is None:
         raise ValueError(f"{config.engine}: run needs a state, from new_state()")
+    if state.closed:
+        raise EngineError(f"{config.engine}: this conversation's state was closed; take another one, new_state()")
     rows = inputs[config.position.counts].shape[config.position.axis]
     capacity = config.limits.capacity
     if state.length + rows > capacity:
@@ -72,3 +118,7 @@ def check_rows(config: EngineConfig, inputs: dict[str, np.ndarray], state: State
             "or shorten the turn"
         )
     return rows
+
+
+def was_closed(config: EngineConfig, directory: Path) -> EngineError:
+    return EngineError(f"{config.engine}: was closed; open {directory} again")

@@ -22,8 +22,8 @@ from omni_ros.pipeline.tokenizer import ChatTokenizer
 from omni_ros.pipeline.visual_encoder import VisualEncoder
 from omni_ros.preprocess.image import VisionConfig
 
-ENGINES = ("thinker", "talker", "code_predictor", "code2wav", "multimodal/audio", "multimodal/visual")
-VOICE = ("talker", "code_predictor", "code2wav")
+SPEECH = ("talker", "code_predictor", "code2wav")
+ENGINES = ("thinker", *SPEECH, "multimodal/audio", "multimodal/visual")
 
 
 class Pipeline:
@@ -41,20 +41,21 @@ class Pipeline:
             raise
 
     @classmethod
-    def open(cls, engine_dir: str | Path, threads: int = 0) -> "Pipeline":
+    def open(
+        cls, engine_dir: str | Path, threads: int = 0, folders: dict[str, Path] | None = None, speech: bool = True
+    ) -> "Pipeline":
         """Load the engines that `offline.build_engines` wrote; `threads` per engine, 0 for every core.
 
+        `folders` maps names of ENGINES to folders, if they are not those below `engine_dir`; what it leaves out is missed
+        only by a request that needs it. Without `speech` no engine of speech is loaded.
         Raises EngineError naming the file when one is missing or damaged.
         """
-        return cls.open_folders({name: Path(engine_dir) / name for name in ENGINES}, threads)
-
-    @classmethod
-    def open_folders(cls, folders: dict[str, Path], threads: int = 0) -> "Pipeline":
-        """The same from a folder for each engine. Leave out what is not needed: encoders, or all of VOICE."""
+        folders = {name: Path(engine_dir) / name for name in ENGINES} if folders is None else folders
         engines: dict[str, Engine] = {}
         try:
             for name, folder in folders.items():
-                engines[name] = open_engine(folder, threads)
+                if speech or name not in SPEECH:
+                    engines[name] = open_engine(folder, threads)
         except BaseException:
             for engine in engines.values():
                 engine.close()
@@ -98,7 +99,7 @@ class Pipeline:
             thinker,
             PromptBuilder(tokenizer, config, engines["thinker"].config.limits.max_input_len),
             MediaReader(vision, config.spatial_merge_size, audio, visual),
-            self._voice(thinker) if "talker" in engines else None,
+            self._voice(thinker) if engines.keys() >= set(SPEECH) else None,
         )
 
     def _voice(self, thinker: Thinker) -> Voice:

@@ -1,60 +1,74 @@
-"""Sound -> log-mel features, equal to transformers' `WhisperFeatureExtractor` as `Qwen3OmniMoeProcessor` calls it."""
+"""Sound -> log-mel features, equal to transformers' `WhisperFeatureExtractor` as `Qwen3OmniMoeProcessor` calls it on one clip."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from omni_ros.errors import InputError
+from omni_ros.errors import InputError, PromptTooLongError
+from omni_ros.preprocess.media import AUDIO_CODECS, check_codec, open_container, open_regular
 
 SAMPLE_RATE = 16000
 HOP = 160  # one mel frame per 10 ms
 N_FFT = 400
 MEL_BINS = 128
 MIN_SAMPLES = N_FFT // 2 + 1  # the first frame mirrors this much of the signal around its start
-MAX_RATE = 768000  # beyond any sound card; more is a mistake in the message
+MIN_RATE, MAX_RATE = 8000, 384000  # from telephones to the fastest sound cards; anything else is a damaged header
+MAX_CHANNELS = 64  # FFmpeg's PCM decoders take no more
+MAX_SECONDS = 2400.0  # 40 minutes, the longest sound the model was made for
+MAX_LEVEL = 100.0  # full scale is 1: samples of this size are integers that nobody scaled, or no sound
 FRAMES_PER_BLOCK = 3000  # 30 s at a time, so that the memory of long recordings stays small
 
 
-def load_audio(path: str | Path) -> np.ndarray:
-    """Decode any audio file (or the sound of a video) to float32 [n], mono, 16 kHz.
+def load_audio(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """Decode an audio file (or the sound of a video) to float32 [n]: the mean of its channels, at 16 kHz.
 
-    Raises InputError naming the file when it cannot be decoded or holds no sound.
+    Raises InputError naming the file when it cannot be decoded, holds no sound or samples far out of range, has more
+    than 64 channels or a rate outside 8..384 kHz; PromptTooLongError as soon as `max_seconds` are exceeded, so that
+    what a file claims about its length does not matter.
     """
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise InputError(f"{path}: has no audio stream")
-            resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
-            frames = [f for decoded in container.decode(audio=0) for f in resampler.resample(decoded)]
-            frames += resampler.resample(None)
-    except (av.FFmpegError, OSError, ValueError) as e:
-        raise InputError(f"{path}: not a readable audio file ({e})") from e
-    # Mean of the channels; FFmpeg's own stereo downmix is 3 dB louder and can exceed 1.
-    pcm = np.concatenate([f.to_ndarray().mean(axis=0) for f in frames]) if frames else np.zeros(0, np.float32)
-    if pcm.size == 0:
+    most = int(max_seconds * SAMPLE_RATE)
+    pcm = bytearray()  # of float32; grows in place
+    with open_container(path, "audio") as container:
+        for block in _decode(path, container):
+            pcm += block.tobytes()
+            if len(pcm) > 4 * most:
+                raise PromptTooLongError(f"{path}: is longer than {max_seconds:g} s, more sound does not fit into the prompt")
+    if not pcm:
         raise InputError(f"{path}: holds no sound")
-    return pcm
+    samples = np.frombuffer(pcm, np.float32)
+    try:
+        return _to_float(samples)
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from e
 
 
-def resample(pcm: np.ndarray, from_rate: int, to_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """int16 or float [n] mono at `from_rate` Hz -> float32 [n * to_rate / from_rate] in -1..1.
+def _decode(path: str | Path, container: av.container.InputContainer) -> Iterator[np.ndarray]:
+    """The first audio stream piece by piece: float32 [n] at 16 kHz, mono."""
+    if not container.streams.audio:
+        raise InputError(f"{path}: has no audio stream")
+    stream = container.streams.audio[0]
+    context = stream.codec_context
+    check_codec(path, context, AUDIO_CODECS)
+    if not MIN_RATE <= context.sample_rate <= MAX_RATE:
+        raise InputError(f"{path}: a sample rate of {context.sample_rate} Hz is outside {MIN_RATE}..{MAX_RATE}")
+    if context.channels > MAX_CHANNELS:
+        raise InputError(f"{path}: has {context.channels} channels, at most {MAX_CHANNELS} can be mixed")
+    # Packed samples ("flt"): PyAV counts the planes of a planar frame up to a zero pointer, which FFmpeg does not write
+    # behind the eighth. The mean of the channels, since FFmpeg's own stereo downmix is 3 dB louder and can exceed 1.
+    resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
 
-    Raises InputError for another dtype or shape, an impossible rate, or samples that are not numbers.
-    """
-    for rate in (from_rate, to_rate):
-        if not 0 < rate <= MAX_RATE:
-            raise InputError(f"sample rate {rate} Hz is not between 1 and {MAX_RATE}")
-    pcm = _to_float(pcm)
-    if from_rate == to_rate or pcm.size == 0:
-        return pcm
-    frame = av.AudioFrame.from_ndarray(pcm[None], format="fltp", layout="mono")
-    frame.sample_rate = int(from_rate)
-    resampler = av.AudioResampler(format="fltp", rate=int(to_rate))
-    frames = resampler.resample(frame) + resampler.resample(None)
-    return np.concatenate([f.to_ndarray()[0] for f in frames]) if frames else np.zeros(0, np.float32)
+    def mixed(frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
+        for packed in resampler.resample(frame):
+            if packed is not None and packed.samples:  # it answers the end with None when it had nothing to do
+                yield packed.to_ndarray().reshape(packed.samples, -1).mean(axis=1, dtype=np.float32)
+
+    for frame in container.decode(stream):
+        yield from mixed(frame)
+    yield from mixed(None)
 
 
 def _to_float(pcm: np.ndarray) -> np.ndarray:
@@ -64,48 +78,41 @@ def _to_float(pcm: np.ndarray) -> np.ndarray:
         return pcm.astype(np.float32) / 32768
     if pcm.dtype.kind != "f":
         raise InputError(f"audio must be int16 or float samples, got {pcm.dtype}")
-    if not np.isfinite(pcm).all():
+    peak = max(pcm.max(), -pcm.min()) if pcm.size else 0.0
+    if not np.isfinite(peak):
         raise InputError("audio has samples that are not finite numbers (NaN or infinity)")
+    if peak > MAX_LEVEL:
+        raise InputError(f"audio has samples up to {peak:.3g}, but full scale is 1: scale them to -1..1")
     return pcm.astype(np.float32, copy=False)
 
 
 def log_mel(pcm: np.ndarray) -> np.ndarray:
-    """float32 [n] mono 16 kHz in -1..1 -> log-mel float32 [128, n // 160].
+    """int16, or float of -1..1, [n] mono 16 kHz -> log-mel float32 [128, n // 160].
 
-    Raises InputError for audio that is empty, shorter than 201 samples (12.6 ms), or not finite.
+    Each clip by itself. transformers' processor pads the clips of one request to the longest of them first, which
+    gives the shorter ones a last, partial frame and silence to mirror at their end: there a clip's features depend on
+    its neighbours, here they do not. Compare with transformers one clip at a time.
+
+    Raises InputError for audio that is empty, shorter than 201 samples (12.6 ms), not finite or far out of range.
     """
-    return log_mels([pcm])[0]
-
-
-def log_mels(clips: list[np.ndarray]) -> list[np.ndarray]:
-    """The clips of one request, as transformers batches them: each zero-padded to the longest before the transform.
-
-    A clip that is not the longest thereby keeps its last, partial frame: [128, ceil(n / 160)].
-    """
-    clips = [_to_float(pcm) for pcm in clips]
-    for pcm in clips:
-        if pcm.size < MIN_SAMPLES:
-            raise InputError(
-                f"audio of {pcm.size} samples is {'empty' if pcm.size == 0 else 'too short'}: "
-                f"at least {MIN_SAMPLES} at {SAMPLE_RATE} Hz are needed"
-            )
-    longest = max((pcm.size for pcm in clips), default=0)
-    return [_log_mel(np.pad(pcm, (0, longest - pcm.size)), -(-pcm.size // HOP)) for pcm in clips]
-
-
-def _log_mel(pcm: np.ndarray, frames: int) -> np.ndarray:
-    """At most `frames` columns of pcm's log-mel; whisper drops the last frame, whose centre is the end of the clip."""
+    pcm = _to_float(pcm)
+    if pcm.size < MIN_SAMPLES:
+        raise InputError(
+            f"audio of {pcm.size} samples is {'empty' if pcm.size == 0 else 'too short'}: "
+            f"at least {MIN_SAMPLES} at {SAMPLE_RATE} Hz are needed"
+        )
     centred = np.pad(pcm, N_FFT // 2, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(centred, N_FFT)[::HOP][:-1]  # [frames, 400]
+    windows = np.lib.stride_tricks.sliding_window_view(centred, N_FFT)[::HOP]
+    windows = windows[:-1]  # [frames, 400]; whisper drops the last, whose centre is the end of the clip
     hann = np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the transform below
     mel = np.empty((MEL_BINS, len(windows)), np.float32)
     for start in range(0, len(windows), FRAMES_PER_BLOCK):
         block = slice(start, start + FRAMES_PER_BLOCK)
         power = np.abs(np.fft.rfft(windows[block] * hann)) ** 2  # [frames, 201]
         mel[:, block] = mel_filters().T @ power.T
-    log = np.log10(np.maximum(mel, 1e-10))
-    log = np.maximum(log, log.max() - 8)  # 80 dB below the loudest
-    return (log[:, :frames] + 4) / 4
+    np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
+    np.maximum(mel, mel.max() - 8, out=mel)  # 80 dB below the loudest
+    return (mel + 4) / 4
 
 
 @functools.cache
@@ -127,15 +134,21 @@ def _mel_to_hertz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, 200 / 3 * mel, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
 
 
-def load_features(path: str | Path) -> np.ndarray:
+def load_features(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """Mel features written by `offline.preprocess_audio`: float32 [128, frames].
 
-    Raises InputError naming the file when it is not such a file.
+    Raises InputError naming the file when it is not such a file, PromptTooLongError when it holds more than `max_seconds`.
     """
+    open_regular(path).close()
     try:
         with safe_open(str(path), framework="numpy") as file:
+            shape = file.get_slice("input_features").get_shape()
+            if len(shape) == 2 and shape[1] * HOP > max_seconds * SAMPLE_RATE:
+                raise PromptTooLongError(f"{path}: is longer than {max_seconds:g} s, more sound does not fit into the prompt")
             features = file.get_tensor("input_features")
-    except (SafetensorError, OSError) as e:
+    except InputError:
+        raise
+    except Exception as e:  # noqa: BLE001 - safetensors raises more than its own error on a damaged file
         raise InputError(f"{path}: not a file of `python -m offline.preprocess_audio` ({e})") from e
     if features.dtype != np.float32 or features.ndim != 2 or features.shape[0] != MEL_BINS or features.shape[1] == 0:
         raise InputError(

@@ -2,14 +2,14 @@
 
 import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from omni_ros.errors import CheckpointError, InputError
+from omni_ros.errors import CheckpointError, InputError, PromptTooLongError
+from omni_ros.preprocess.picture import open_picture
 
 # What `Qwen3OmniMoeProcessor` passes to its video processor, whatever that one's own config says.
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 32 * 32, 768 * 32 * 32
@@ -88,15 +88,9 @@ def _read_json(path: Path) -> dict:
 
 
 def load_image(path: str | Path) -> np.ndarray:
-    """Decode a picture file to uint8 [height, width, 3] RGB, upright by its EXIF orientation, alpha dropped.
-
-    Raises InputError naming the file when it is missing, truncated or not a picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as e:
-        raise InputError(f"{path}: not a readable image ({e})") from e
+    """Decode a picture file to uint8 [height, width, 3] RGB, upright; see `picture.open_picture` for what it raises."""
+    with open_picture(path) as picture:
+        return np.asarray(picture.rgb())
 
 
 def check_pixels(image: np.ndarray, what: str) -> None:
@@ -106,6 +100,16 @@ def check_pixels(image: np.ndarray, what: str) -> None:
         raise InputError(f"{what} must be uint8 RGB [height, width, 3], got {found}")
     if image.size == 0:
         raise InputError(f"{what} is empty: {list(image.shape)}")
+
+
+def check_tokens(grids: int, height: int, width: int, config: VisionConfig, max_tokens: int | None, what: str) -> None:
+    """Raise PromptTooLongError if `grids` pictures of this size (or pairs of video frames) need more rows than fit."""
+    tokens = grids * (height * width // (config.patch_size * config.merge_size) ** 2)
+    if max_tokens is not None and tokens > max_tokens:
+        raise PromptTooLongError(
+            f"{what} takes {tokens} rows of the prompt, the Thinker engine was built for {max_tokens}; "
+            "ask for fewer pixels or frames, or build with a larger --maxInputLen"
+        )
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -127,9 +131,9 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return new_height, new_width
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pillow's antialiased bicubic; uint8 [H, W, 3] -> uint8 [height, width, 3]."""
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Pillow's antialiased bicubic; RGB -> uint8 [height, width, 3]. A picture that has the size already is unchanged."""
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def to_patches(frames: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -151,18 +155,32 @@ def to_patches(frames: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np
     return patches.reshape(t * h * w, -1), np.array([t, h, w], np.int64)
 
 
-def image_patches(image: np.ndarray, config: VisionConfig, max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [H, W, 3] -> (patches float32 [h*w, C*T*P*P], grid_thw int64 [3] with t = 1); see `to_patches`.
+def image_patches(
+    image: np.ndarray | str | Path, config: VisionConfig, max_pixels: int | None = None, max_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture, uint8 [H, W, 3] or a file -> (patches float32 [h*w, C*T*P*P], grid_thw int64 [3] with t = 1).
 
-    A still picture is a clip of temporal_patch_size equal frames. Raises InputError for a wrong array or
-    an extreme aspect ratio.
+    It is resized once, to at most `max_pixels` (height * width) where that is less than the config's own limit: the same
+    picture as transformers' with that `max_pixels`. A still picture is a clip of temporal_patch_size equal frames.
+
+    Raises InputError for a wrong array, a file that cannot be used or an extreme aspect ratio, and PromptTooLongError,
+    before a pixel of a file is decoded, for more than `max_tokens` prompt rows.
     """
-    check_pixels(image, "image")
-    height, width = smart_resize(
-        *image.shape[:2],
-        config.patch_size * config.merge_size,
-        config.image_min_pixels,
-        min(max_pixels or config.image_max_pixels, config.image_max_pixels),
-    )
-    frames = np.repeat(resize(image, height, width)[None], config.temporal_patch_size, axis=0)
-    return to_patches(frames, config)
+    if max_pixels is not None and (type(max_pixels) is not int or max_pixels < 1):
+        raise InputError(f"max_pixels = {max_pixels!r} must be a whole number above 0")
+    most = config.image_max_pixels if max_pixels is None else min(max_pixels, config.image_max_pixels)
+    factor = config.patch_size * config.merge_size
+
+    def fitted(height: int, width: int) -> tuple[int, int]:
+        return smart_resize(height, width, factor, config.image_min_pixels, most)
+
+    if isinstance(image, (str, Path)):
+        with open_picture(image) as picture:
+            check_tokens(1, *fitted(*picture.size), config, max_tokens, str(image))
+            rgb = picture.rgb()
+    else:
+        check_pixels(image, "image")
+        check_tokens(1, *fitted(*image.shape[:2]), config, max_tokens, "image")
+        rgb = Image.fromarray(image)
+    pixels = resize(rgb, *fitted(rgb.height, rgb.width))
+    return to_patches(np.repeat(pixels[None], config.temporal_patch_size, axis=0), config)

@@ -3,82 +3,98 @@
 Memory is allocated once. Copies in and out of the one-row graph are part of it; those of a prompt are as long as the prompt.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from omni_ros.engines.cuda.compiler import DECODE, PREFILL, DeviceWeights, Kernels, float_bytes
-from omni_ros.engines.cuda.layers import Layers, Rotation
-from omni_ros.engines.cuda.prefill import Prefill
+from omni_ros.engines.config import EngineConfig, ThinkerConfig
+from omni_ros.engines.cuda.arguments import float_bytes, half_bytes
+from omni_ros.engines.cuda.compiler import DECODE, PREFILL
+from omni_ros.engines.cuda.decode import DecodeLayers
+from omni_ros.engines.cuda.kernels import Kernels
+from omni_ros.engines.cuda.prefill import PrefillLayers
+from omni_ros.engines.cuda.rope import RopeTable
+from omni_ros.engines.cuda.weights import DeviceWeights
 from omni_ros.engines.cuda_device import CudaDevice
-from omni_ros.engines.engine import check_rows
+from omni_ros.engines.engine import OneState, Running, State, check_rows, was_closed
 from omni_ros.errors import InputError
 
 # Rows of a prompt at a time, at most (each run reads every weight once), and what shorter ones have a graph of their own for.
-MOST_ROWS, FEWER_ROWS = 1024, (64, 256)
+MAX_ROWS, FEWER_ROWS = 1024, (64, 256)
 
 
 class CudaDecoder:
-    """See engine.Engine. Not thread-safe: one engine belongs to one stage."""
+    """See engine.Engine; one state at a time."""
 
-    device: CudaDevice | None = None
-    counts, axis, length = "inputs_embeds", 0, 0
-
-    def __init__(self, directory: Path, config: dict):
+    def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
-        shape, self.capacity = config["decoder"], config["limits"]["capacity"]
-        self.inputs = {i["name"] for i in config["inputs"]} - {config["position"]["input"]}
-        self.levels = config["model"].get("num_deepstack", 0)
-        self.device = CudaDevice(config["engine"])
+        self.running, self.one_state = Running(), OneState(config.engine)
+        self.closing: list[Callable[[], None]] = []  # what belongs to this engine and goes with it
+        self.device = CudaDevice(config.engine)
         try:
-            kernels = Kernels(self.device, shape["head_dim"], shape["num_heads"] // shape["num_kv_heads"], DECODE, PREFILL)
-            weights = DeviceWeights(self.device, directory)
-            cache = float_bytes(shape["num_kv_heads"], self.capacity, shape["head_dim"]) // 2
-            keys, values = ([self.device.memory(cache) for _ in range(shape["num_layers"])] for _ in "kv")
-            self.layers = Layers(self.device, kernels, weights, shape, "", keys, values, self.capacity)
-            self.most = min(config["limits"]["max_input_len"], MOST_ROWS)
-            self.prefill = Prefill(self.device, kernels, weights, shape, keys, values, self.capacity, self.most, self.levels)
-            self.rotation, self.hidden, self.vocab = Rotation(shape), shape["hidden_size"], shape["vocab_size"]
-            self.turned = self.hidden + shape["head_dim"]
-            self.head = "thinker.lm_head" if config["engine"] == "thinker" else "talker.codec_head"
-            self.accept = shape.get("accept_hidden_layer")  # of the Thinker: its output is what the Talker sees
-            pinned, memory = self.device.pinned, self.device.memory
-            self.pinned_in = pinned(float_bytes(self.turned + 1))  # row, rotation, past as int32
-            self.pinned_out = pinned(float_bytes(self.vocab + self.hidden))  # logits, hidden
-            self.input, self.output = memory(self.pinned_in.nbytes), memory(self.pinned_out.nbytes)
-            self.accepted = memory(float_bytes(self.most, self.hidden))
-            self.pinned_counts = pinned(4 * 3)
-            self.pinned_rows, self.pinned_turns, self.pinned_accepted = (
-                pinned(float_bytes(self.most, n)) for n in (self.hidden, shape["head_dim"], self.hidden)
-            )
-            self.pinned_features = [pinned(float_bytes(self.most, self.hidden)) for _ in range(self.levels)]
-            for given in (self.pinned_in, self.pinned_rows, self.pinned_turns):
-                given[:] = 0
-            # Once as they are, on one row of zeros: loads the kernels, which a capture may not.
-            self._step()
-            self._send(np.zeros((1, self.hidden), np.float32), np.zeros((3, 1), np.float32), None, 0)
-            self._prompt()
-            self.device.wait()
-            self.one_row, self.many_rows = self.device.capture(self._step), {}
-            for rows in sorted({*(n for n in FEWER_ROWS if n < self.most), self.most}):
-                self.prefill.grid = rows
-                self.many_rows[rows] = self.device.capture(self._prompt)
+            self._load()
         except BaseException:
-            self.device.close()
+            self.close()
             raise
 
+    def _load(self) -> None:
+        c, device = self.config.decoder, self.device
+        self.hidden, self.vocab = c.hidden_size, c.vocab_size
+        self.levels = self.config.model.num_deepstack if isinstance(self.config.model, ThinkerConfig) else 0
+        self.accept = c.accept_hidden_layer or None  # of the Thinker: its output is what the Talker sees
+        self.head = "thinker.lm_head" if self.config.engine == "thinker" else "talker.codec_head"
+        self.max_rows = min(self.config.limits.max_input_len, MAX_ROWS)
+        self.inputs = {i.name for i in self.config.fed}
+        self.rope, capacity = RopeTable(c), self.config.limits.capacity
+        kernels = Kernels(device, self.directory, c, DECODE, PREFILL)
+        weights = DeviceWeights(device, self.directory)
+        cache = half_bytes(c.num_kv_heads, capacity, c.head_dim)
+        keys, values = ([device.memory(cache) for _ in range(c.num_layers)] for _ in "kv")
+        self.decode = DecodeLayers(device, kernels, weights, c, "", keys, values, capacity)
+        self.prefill = PrefillLayers(device, kernels, weights, c, keys, values, capacity, self.max_rows, self.levels)
+        self._allocate()
+        self._record()
+
+    def _allocate(self) -> None:
+        pinned, memory, head_dim = self.device.pinned, self.device.memory, self.config.decoder.head_dim
+        self.roped = self.hidden + head_dim
+        self.pinned_in = pinned(float_bytes(self.roped + 1))  # row, cosines and sines, past as int32
+        self.pinned_out = pinned(float_bytes(self.vocab + self.hidden))  # logits, hidden
+        self.input, self.output = memory(self.pinned_in.nbytes), memory(self.pinned_out.nbytes)
+        self.accepted = memory(float_bytes(self.max_rows, self.hidden))
+        self.pinned_counts = pinned(4 * 3)
+        self.pinned_rows = pinned(float_bytes(self.max_rows, self.hidden))
+        self.pinned_cos_sin = pinned(float_bytes(self.max_rows, head_dim))
+        self.pinned_accepted = pinned(float_bytes(self.max_rows, self.hidden))
+        self.pinned_features = [pinned(float_bytes(self.max_rows, self.hidden)) for _ in range(self.levels)]
+
     # ---- what is recorded -------------------------------------------------------------------------------------------
+    def _record(self) -> None:
+        for given in (self.pinned_in, self.pinned_rows, self.pinned_cos_sin):
+            given[:] = 0
+        # Once as they are, on one row of zeros: loads the kernels, which a capture may not.
+        self._step()
+        self._send(np.zeros((1, self.hidden), np.float32), np.zeros((3, 1), np.float32), None, 0)
+        self._prompt()
+        self.device.wait()
+        self.one_row = self.device.capture(self._step)
+        self.many_rows = {}
+        for rows in sorted({*(n for n in FEWER_ROWS if n < self.max_rows), self.max_rows}):
+            self.prefill.grid = rows
+            self.many_rows[rows] = self.device.capture(self._prompt)
+
     def _step(self) -> None:
-        x, turn, past = (self.input + float_bytes(n) for n in (0, self.hidden, self.turned))
+        x, cos_sin, past = (self.input + float_bytes(n) for n in (0, self.hidden, self.roped))
         self.device.upload(self.input, self.pinned_in)
-        for layer in range(self.layers.shape["num_layers"]):
-            self.layers.forward(layer, x, past, turn)
+        for layer in range(self.config.decoder.num_layers):
+            self.decode.forward(layer, x, past, cos_sin)
             if layer + 1 == self.accept:
                 self.device.copy(self.output + float_bytes(self.vocab), x, float_bytes(self.hidden))
         self._logits(x)
 
     def _prompt(self) -> None:
-        layers = self.layers.shape["num_layers"]
+        layers = self.config.decoder.num_layers
         for layer in range(layers + 1):
             self.prefill.norm(layer, self.accepted if layer == self.accept else None)
             if layer < layers:
@@ -87,47 +103,57 @@ class CudaDecoder:
         self._logits(self.input)
 
     def _logits(self, x: int) -> None:
-        hidden = self.output + float_bytes(self.vocab)
-        self.layers.project([self.head], x, self.output, norm="norm.weight", normed=0 if self.accept else hidden)
+        last_hidden = None if self.accept else self.output + float_bytes(self.vocab)
+        self.decode.gemv({self.head: self.vocab}, self.hidden, x, self.output, norm="norm.weight", normed=last_hidden)
         self.device.download(self.pinned_out, self.output)
 
     # ---- running ----------------------------------------------------------------------------------------------------
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def new_state(self) -> State:
+        with self.running:
+            self._check_open()
+            state = State(self.config.engine)  # rows of the cache beyond its length are never read
+            self.one_state.take(state)
+            return state
+
+    def run(self, inputs: dict[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         """inputs_embeds [S, hidden], position_ids [3, S], of the Thinker also deepstack [levels, S, hidden] ->
         logits float32 [1, V], and accept_hidden [S, hidden] or last_hidden [1, hidden], float32."""
         rows = len(inputs.get("inputs_embeds", ()))
         wanted = {"inputs_embeds": (rows, self.hidden), "position_ids": (3, rows), "deepstack": (self.levels, rows, self.hidden)}
         wanted = {name: wanted[name] for name in self.inputs}
         if {name: a.shape for name, a in inputs.items()} != wanted or not rows:
-            raise InputError(f"{self.device.name} takes {wanted}, got { {name: a.shape for name, a in inputs.items()} }")
-        check_rows(self, inputs)
+            raise InputError(f"{self.config.engine} takes {wanted}, got { {name: a.shape for name, a in inputs.items()} }")
         x, positions, features = (inputs.get(name) for name in ("inputs_embeds", "position_ids", "deepstack"))
         if features is not None and not features.any():
             features = None
-        if rows == 1 and features is None:
-            hidden = self._one(x, positions)
-        else:
-            hidden = self._many(x, positions, features)
-        self.length += rows
-        out = self.pinned_out.view(np.float32)
-        logits = out[: self.vocab].copy()[None]
-        if self.accept:
-            return {"logits": logits, "accept_hidden": hidden}
-        return {"logits": logits, "last_hidden": out[self.vocab :].copy()[None]}
+        with self.running:
+            self._check_open()
+            check_rows(self.config, inputs, state)
+            if rows == 1 and features is None:
+                hidden = self._one(x, positions, state.length)
+            else:
+                hidden = self._many(x, positions, features, state.length)
+            state.length += rows
+            out = self.pinned_out.view(np.float32)
+            logits = out[: self.vocab].copy()[None]
+            if self.accept:
+                return {"logits": logits, "accept_hidden": hidden}
+            return {"logits": logits, "last_hidden": out[self.vocab :].copy()[None]}
 
-    def _one(self, row: np.ndarray, position: np.ndarray) -> np.ndarray:
+    def _one(self, row: np.ndarray, position: np.ndarray, past: int) -> np.ndarray:
         floats = self.pinned_in.view(np.float32)
-        floats[: self.hidden], floats[self.hidden : self.turned] = row[0], self.rotation(position)[0]
-        floats[-1:].view(np.int32)[0] = self.length
+        floats[: self.hidden] = row[0]
+        floats[self.hidden : self.roped] = self.rope(position)[0]
+        floats[-1:].view(np.int32)[0] = past
         self.device.launch(self.one_row)
         self.device.wait()
         return self.pinned_out.view(np.float32)[self.vocab :].copy()[None]
 
-    def _many(self, x: np.ndarray, positions: np.ndarray, features: np.ndarray | None) -> np.ndarray:
+    def _many(self, x: np.ndarray, positions: np.ndarray, features: np.ndarray | None, past: int) -> np.ndarray:
         hidden = np.empty_like(x, np.float32)
-        for i in range(0, len(x), self.most):
-            part = slice(i, i + self.most)
-            self._send(x[part], positions[:, part], None if features is None else features[:, part], self.length + i)
+        for i in range(0, len(x), self.max_rows):
+            part = slice(i, i + self.max_rows)
+            self._send(x[part], positions[:, part], None if features is None else features[:, part], past + i)
             self.device.launch(next(graph for rows, graph in self.many_rows.items() if len(x[part]) <= rows))
             if not self.accept:
                 self.device.wait()
@@ -139,11 +165,11 @@ class CudaDecoder:
         return hidden
 
     def _send(self, x: np.ndarray, positions: np.ndarray, features: np.ndarray | None, past: int) -> None:
-        """Put the copies of up to `most` rows on the stream."""
+        """Put the copies of up to `max_rows` rows on the stream."""
         self.pinned_counts.view(np.int32)[:] = len(x), past, features is not None
-        parts = [(self.prefill.x, self.pinned_rows, x), (self.prefill.turns, self.pinned_turns, self.rotation(positions))]
+        parts = [(self.prefill.x, self.pinned_rows, x), (self.prefill.cos_sin, self.pinned_cos_sin, self.rope(positions))]
         if features is not None:
-            size = float_bytes(self.most, self.hidden)
+            size = float_bytes(self.max_rows, self.hidden)
             parts += [(self.prefill.features + i * size, p, f) for i, (p, f) in enumerate(zip(self.pinned_features, features))]
         self.device.upload(self.prefill.counts, self.pinned_counts)
         for address, pinned, array in parts:
@@ -151,14 +177,12 @@ class CudaDecoder:
             floats.reshape(array.shape)[:] = array
             self.device.upload(address, floats)
 
-    def reset(self) -> None:
-        self.length = 0  # rows of the caches beyond it are never read
+    def _check_open(self) -> None:
+        if self.device.closed:
+            raise was_closed(self.config, self.directory)
 
-    def truncate(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"truncate({length}) of {self.length} rows")
-        self.length = length
-
-    def __del__(self):
-        if self.device:
+    def close(self) -> None:
+        with self.running:
             self.device.close()
+        for close in self.closing:
+            close()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from omni_ros.engines.config import EngineConfig
+from omni_ros.engines.engine import Engine
 from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.engines.sidecar import Projection
 
@@ -11,5 +12,5 @@ def open_engine(directory: Path, config: EngineConfig, threads: int) -> OnnxRunt
     return OnnxRuntimeEngine(directory, config, threads)
 
 
-def open_projection(path: Path, config: EngineConfig) -> Projection:
+def open_projection(talker: Engine, path: Path) -> Projection:
     return Projection(path)

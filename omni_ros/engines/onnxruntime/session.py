@@ -1,13 +1,16 @@
-"""Loading a graph into ONNX Runtime, and whether it is the graph that config.json describes."""
+"""A graph in ONNX Runtime, on any device: loading it, whether it is the one that config.json describes, running it."""
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from omni_ros.engines.config import EngineConfig, StateConfig, TensorConfig
-from omni_ros.errors import EngineError
+from omni_ros.engines.engine import check_rows
+from omni_ros.engines.onnxruntime.state import OnnxRuntimeState
+from omni_ros.errors import EngineError, InputError
 
 ORT_TYPE = {
     "tensor(float)": "float32",
@@ -21,7 +24,11 @@ ORT_TYPE = {
 def load_session(directory: Path, config: EngineConfig, threads: int, providers: list[Any]) -> ort.InferenceSession:
     """model.onnx, whose checksum config.json knows. Raises EngineError naming the file."""
     path = directory / "model.onnx"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != config.graph_sha256:
+    try:
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as e:
+        raise EngineError(f"{path}: cannot be read ({e}); copy or build the engine again") from e
+    if checksum != config.graph_sha256:
         raise EngineError(f"{path}: damaged (its checksum differs from config.json); copy or build the engine again")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -31,7 +38,9 @@ def load_session(directory: Path, config: EngineConfig, threads: int, providers:
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as e:  # ORT raises half a dozen classes of its own for a bad model
-        raise EngineError(f"{path}: ONNX Runtime cannot load it ({e}); build the engine again") from e
+        raise EngineError(f"{path}: ONNX Runtime cannot load it ({one_line(e)}); build the engine again") from e.with_traceback(
+            None
+        )
 
 
 def check_graph(session: ort.InferenceSession, directory: Path, config: EngineConfig) -> None:
@@ -49,11 +58,44 @@ def check_graph(session: ort.InferenceSession, directory: Path, config: EngineCo
             raise EngineError(
                 f"{where}: says {name} is {declared[name].dtype}{wanted}, model.onnx has {dtype}{shape}; build again"
             )
-    if config.position is None:
-        return
-    if not {config.position.input, config.position.counts} <= {i.name for i in config.inputs}:
-        raise EngineError(f"{where}: position names inputs that model.onnx does not have; build again")
-    capacity = config.limits.capacity
-    for state in config.state:  # the graph writes in place without looking: rows past the buffer would be someone else's
-        if state.in_place and state.shape[2] != capacity:
-            raise EngineError(f"{where}: limits.capacity is {capacity}, {state.input} has {state.shape[2]} rows; build again")
+
+
+def check_inputs(config: EngineConfig, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays as the graph takes them, contiguous and of its types. Raises InputError for another set of names."""
+    dtypes = {i.name: i.dtype for i in config.fed}
+    if inputs.keys() != dtypes.keys():
+        raise InputError(f"{config.engine} takes {sorted(dtypes)}, got {sorted(inputs)}")
+    return {name: np.ascontiguousarray(array, dtypes[name]) for name, array in inputs.items()}
+
+
+def run_graph(
+    session: ort.InferenceSession,
+    binding: ort.IOBinding | None,  # none in a closed state
+    config: EngineConfig,
+    inputs: dict[str, np.ndarray],
+    state: OnnxRuntimeState | None,
+) -> dict[str, np.ndarray]:
+    """One forward pass of what `check_inputs` returned; outputs come to the host, state stays where it is."""
+    rows = check_rows(config, inputs, state)
+    if state is not None and config.position is not None:
+        inputs = inputs | {config.position.input: np.array([state.length], np.int64)}
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, array)
+    binding.clear_binding_outputs()
+    for output in config.outputs:
+        binding.bind_output(output.name)
+    if state is not None:
+        state.bind()
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as e:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        raise EngineError(f"{config.engine}: ONNX Runtime failed on inputs {shapes} ({one_line(e)})") from e.with_traceback(None)
+    if state is not None:
+        state.swap()
+        state.length += rows
+    return {output.name: value.numpy() for output, value in zip(config.outputs, binding.get_outputs())}
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

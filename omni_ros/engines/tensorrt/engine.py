@@ -7,84 +7,58 @@ Its run fills the pinned inputs, launches that graph, and waits for an event. Al
 """
 
 import hashlib
-import traceback
-from dataclasses import dataclass, field
+import math
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from omni_ros.engines.config import DecoderLimits, EngineConfig, TensorConfig
 from omni_ros.engines.cuda_device import CudaDevice, gpu_target
-from omni_ros.engines.engine import check_rows
+from omni_ros.engines.engine import OneState, Running, check_rows, was_closed
 from omni_ros.engines.tensorrt.package import check_machine, check_plan, make_logger, rebuild_command
+from omni_ros.engines.tensorrt.profile import Profile, Shapes, Tensor
+from omni_ros.engines.tensorrt.state import StateBuffers, TensorRTState
 from omni_ros.errors import EngineError, InputError
 
-Shapes = dict[str, tuple[int, ...]]
 GIB = 1 << 30
 
 
-@dataclass
-class Tensor:
-    """The two ends of an input or output."""
-
-    dtype: np.dtype
-    host: np.ndarray  # uint8, pinned
-    address: int | None  # on the device; None for an input that TensorRT reads on the CPU
-
-    def view(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The first bytes of `host`, as an array."""
-        count = int(np.prod(shape, dtype=np.int64))
-        return self.host[: count * self.dtype.itemsize].view(self.dtype).reshape(shape)
-
-
-@dataclass
-class Profile:
-    """The shapes that one execution context takes, and what is recorded of it."""
-
-    context: object
-    smallest: Shapes  # of the inputs that have symbolic dimensions
-    largest: Shapes
-    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # pinned, of a single-shape profile
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    graphs: list = field(default_factory=list)  # one; two when state alternates between two buffers
-
-    def fits(self, shapes: Shapes) -> bool:
-        return all(
-            all(low <= n <= high for low, n, high in zip(self.smallest[i], shapes[i], self.largest[i])) for i in self.smallest
-        )
-
-
 class TensorRTEngine:
-    """See engine.Engine. Not thread-safe: one engine belongs to one stage."""
+    """See engine.Engine; one state at a time."""
 
     device: CudaDevice | None = None
 
-    def __init__(self, directory: Path, config: dict):
-        self.directory, self.config, self.length = directory, config, 0
-        trt = check_machine(directory, config["tensorrt"])
-        plan = np.memmap(directory / "model.engine", np.uint8, mode="r")
-        if hashlib.sha256(plan).hexdigest() != config["engine_sha256"]:
-            raise EngineError(
-                f"{directory / 'model.engine'}: damaged (its checksum differs from config.json); copy it again, or "
-                f"{rebuild_command(gpu_target())}"
-            )
-        position = config.get("position") or {}
-        self.position, self.counts, self.axis = position.get("input"), position.get("counts"), position.get("axis", 0)
-        self.capacity = config["limits"].get("capacity")
-        self.inputs = {i["name"]: i for i in config["inputs"] if i["name"] != self.position}
-        self.device = CudaDevice(config["engine"])
+    def __init__(self, directory: Path, config: EngineConfig):
+        self.directory, self.config = directory, config
+        self.running, self.one_state = Running(), OneState(config.engine)
+        self.max_rows = config.limits.max_input_len if isinstance(config.limits, DecoderLimits) else 1
+        self.position = config.position.input if config.position else None
+        self.inputs = {i.name: i for i in config.fed}
+        self.profiles: list[Profile] = []
+        trt = check_machine(directory, config.tensorrt)
+        path = directory / "model.engine"
         try:
-            self._load(trt, plan)
-        except BaseException as e:
-            traceback.clear_frames(e.__traceback__)  # whoever keeps the error would keep TensorRT's share of the GPU
+            plan = np.memmap(path, np.uint8, mode="r")  # only while it is loaded
+        except (OSError, ValueError) as e:
+            raise EngineError(f"{path}: cannot be read ({e}); build the engine again") from e
+        if hashlib.sha256(plan).hexdigest() != config.engine_sha256:
+            raise EngineError(
+                f"{path}: damaged (its checksum differs from config.json); copy it again, or {rebuild_command(gpu_target())}"
+            )
+        self.device = CudaDevice(config.engine)
+        try:
+            with Running():  # whoever keeps an error would keep TensorRT's share of the GPU
+                self._load(trt, plan)
+        except BaseException:
             self.close()
             raise
 
     # ---- loading ----------------------------------------------------------------------------------------------------
     def _load(self, trt: ModuleType, plan: np.ndarray) -> None:
-        states, device = self.config["state"], self.device
-        state_sizes = [int(np.prod(s["shape"])) * np.dtype(s["dtype"]).itemsize for s in states]
-        state = sum(size * (1 if s["in_place"] else 2) for s, size in zip(states, state_sizes))
+        device = self.device
+        sizes = [math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in self.config.state]
+        state = sum(size * (1 if s.in_place else 2) for s, size in zip(self.config.state, sizes))
         self._check_memory({"weights": len(plan), "state": state})
         self.logger = make_logger(trt)
         self.runtime = trt.Runtime(self.logger)
@@ -99,28 +73,31 @@ class TensorRTEngine:
         self._check_memory({"state": state, "activations": activations})
         # The contexts share one activation memory: on one stream they never run at the same time.
         scratch = device.memory(activations)
-        profiles = self.config["tensorrt"]["profiles"].values()
+        profiles, host_inputs = self.config.tensorrt.profiles.values(), self.config.tensorrt.host_inputs
         fixed = [
-            not self.config["tensorrt"]["host_inputs"] and all(low == high for low, _, high in bounds.values())
-            for bounds in profiles
+            not host_inputs and all(low == high for low, _, high in bounds.values()) for bounds in profiles
         ]  # what the CPU reads when a step is captured would stay in its graph
         self.profiles = [
             self._profile(trt, index, bounds, scratch, activations, fixed[index]) for index, bounds in enumerate(profiles)
         ]
         self._allocate_tensors(trt)
-        self.state = [(s["input"], s["output"], size, device.memory(size)) for s, size in zip(states, state_sizes)]
-        self.spares = [a if s["in_place"] else device.memory(size) for s, (_, _, size, a) in zip(states, self.state)]
-        self.swaps = any(not s["in_place"] for s in states)
-        self.parity = 0  # which of two buffers holds the state
+        self.buffers = []
+        for entry, size in zip(self.config.state, sizes):
+            first = device.memory(size)
+            addresses = (first, first if entry.in_place else device.memory(size))
+            self.buffers.append(StateBuffers(entry.input, entry.output, size, addresses))
+        state = self._state()
         for profile in self.profiles:
             for name, tensor in self.tensors.items():
                 self._ok(profile.context.set_tensor_address(name, tensor.address or tensor.host.ctypes.data))
-        self.reset()
+        state.zero()
         for profile, single in zip(self.profiles, fixed):
             if single:
-                self._capture(profile)
-        self.reset()  # running a step before capturing it, which TensorRT needs, has written into the state
+                self._capture(profile, state)
         device.wait()
+
+    def _state(self) -> TensorRTState:
+        return TensorRTState(self.config.engine, self.device, self.running, self.buffers)
 
     def _check_memory(self, parts: dict[str, int]) -> None:
         """Raise EngineError unless the bytes of `parts` can be allocated."""
@@ -156,26 +133,23 @@ class TensorRTEngine:
 
     def _allocate_tensors(self, trt: ModuleType) -> None:
         """A pinned buffer and a device buffer for the largest shape of every input and output."""
-        shapes: dict[str, list] = {
-            i["name"]: [p.largest.get(i["name"], i["shape"]) for p in self.profiles] for i in self.config["inputs"]
-        }
         self.tensors: dict[str, Tensor] = {}
-        for entry in self.config["inputs"]:
-            self._allocate(trt, entry, shapes[entry["name"]])
+        for entry in self.config.inputs:
+            self._allocate(trt, entry, [p.largest.get(entry.name, entry.shape) for p in self.profiles])
         for p in self.profiles:
             for name, tensor in self.tensors.items():
                 if tensor.address is None:  # rows so far: the more, the longer the output
-                    tensor.view((1,))[:] = self.capacity
+                    tensor.view((1,))[:] = self.config.limits.capacity
                     self._ok(p.context.set_tensor_address(name, tensor.host.ctypes.data))
         outputs = [self._infer(p, p.largest) for p in self.profiles]
-        for entry in self.config["outputs"]:
-            self._allocate(trt, entry, [o[entry["name"]] for o in outputs])
+        for entry in self.config.outputs:
+            self._allocate(trt, entry, [o[entry.name] for o in outputs])
 
-    def _allocate(self, trt: ModuleType, entry: dict, shapes: list) -> None:
-        dtype = np.dtype(entry["dtype"])
+    def _allocate(self, trt: ModuleType, entry: TensorConfig, shapes: list) -> None:
+        dtype = np.dtype(entry.dtype)
         size = max(int(np.prod(s, dtype=np.int64)) for s in shapes) * dtype.itemsize
-        on_device = self.engine.get_tensor_location(entry["name"]) == trt.TensorLocation.DEVICE
-        self.tensors[entry["name"]] = Tensor(dtype, self.device.pinned(size), self.device.memory(size) if on_device else None)
+        on_device = self.engine.get_tensor_location(entry.name) == trt.TensorLocation.DEVICE
+        self.tensors[entry.name] = Tensor(dtype, self.device.pinned(size), self.device.memory(size) if on_device else None)
 
     def _infer(self, profile: Profile, shapes: Shapes) -> Shapes:
         """Tell the context its input shapes; the shapes of the outputs."""
@@ -184,8 +158,8 @@ class TensorRTEngine:
         try:
             missing = profile.context.infer_shapes()
         except RuntimeError as e:
-            raise EngineError(f"{self.config['engine']}: TensorRT cannot take inputs {shapes} ({e})") from e
-        outputs = {o["name"]: tuple(profile.context.get_tensor_shape(o["name"])) for o in self.config["outputs"]}
+            raise EngineError(f"{self.config.engine}: TensorRT cannot take inputs {shapes} ({e})") from e.with_traceback(None)
+        outputs = {o.name: tuple(profile.context.get_tensor_shape(o.name)) for o in self.config.outputs}
         if missing or any(d < 0 for shape in outputs.values() for d in shape):
             raise EngineError(
                 f"{self.directory}: TensorRT cannot tell {missing or outputs} from inputs {shapes} "
@@ -193,95 +167,97 @@ class TensorRTEngine:
             )
         return outputs
 
-    def _capture(self, profile: Profile) -> None:
+    def _capture(self, profile: Profile, state: TensorRTState) -> None:
         """Record the only step that `profile` has, once for each buffer that may hold the state."""
         profile.inputs = {
-            i["name"]: self.tensors[i["name"]].view(profile.largest.get(i["name"], tuple(i["shape"])))
-            for i in self.config["inputs"]
+            i.name: self.tensors[i.name].view(profile.largest.get(i.name, tuple(i.shape))) for i in self.config.inputs
         }
         profile.outputs = {name: self.tensors[name].view(s) for name, s in self._infer(profile, profile.largest).items()}
         for view in profile.inputs.values():
             view[...] = 0
-        for parity in range(2 if self.swaps else 1):
-            self.parity = parity
-            self._enqueue(profile, profile.inputs, profile.outputs)  # TensorRT's own preparations cannot be captured
-            profile.graphs.append(self.device.capture(self._enqueue, profile, profile.inputs, profile.outputs))
+        for parity in (0,) if state.truncates else (0, 1):
+            self._enqueue(profile, profile.inputs, profile.outputs, parity)  # TensorRT's own preparations cannot be captured
+            profile.graphs.append(self.device.capture(self._enqueue, profile, profile.inputs, profile.outputs, parity))
 
     # ---- running ----------------------------------------------------------------------------------------------------
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def new_state(self) -> TensorRTState:
+        with self.running:
+            if not self.profiles:
+                raise was_closed(self.config, self.directory)
+            state = self._state()
+            self.one_state.take(state)
+            state.zero()
+            return state
+
+    def run(self, inputs: dict[str, np.ndarray], state: TensorRTState | None = None) -> dict[str, np.ndarray]:
         """The arrays returned are the caller's: no later run writes into them."""
-        if not self.profiles:
-            raise EngineError(f"{self.config['engine']}: was closed; open {self.directory} again")
-        shapes = self._check_inputs(inputs)
-        rows = check_rows(self, inputs)
-        profile = next((p for p in self.profiles if p.fits(shapes)), None)
-        if profile is None:
-            raise InputError(
-                f"{self.config['engine']}: inputs {shapes} are not among the shapes that it was built for, at most "
-                f"{self.profiles[-1].largest}; send less, or build with larger limits"
-            )
+        with self.running:
+            if not self.profiles:
+                raise was_closed(self.config, self.directory)
+            shapes = self._check_inputs(inputs)
+            rows = check_rows(self.config, inputs, state)
+            profile = next((p for p in self.profiles if p.fits(shapes)), None)
+            if profile is None:
+                raise InputError(
+                    f"{self.config.engine}: inputs {shapes} are not among the shapes that it was built for, at most "
+                    f"{self.profiles[-1].largest}; send less, or build with larger limits"
+                )
+            outputs = self._run(profile, inputs, shapes, state)
+            if state is not None:
+                state.advance(rows)
+            return outputs
+
+    def _run(
+        self, profile: Profile, inputs: dict[str, np.ndarray], shapes: Shapes, state: TensorRTState | None
+    ) -> dict[str, np.ndarray]:
+        parity = state.parity if state else 0
         pinned = profile.inputs or {name: self.tensors[name].view(shape) for name, shape in shapes.items()}
         for name, array in inputs.items():
             pinned[name][...] = array
         if self.position:
-            pinned[self.position][...] = self.length
+            pinned[self.position][...] = state.length
         if profile.graphs:
             outputs = profile.outputs
-            self.device.launch(profile.graphs[self.parity])
+            self.device.launch(profile.graphs[parity])
         else:
             outputs = {name: self.tensors[name].view(shape) for name, shape in self._infer(profile, shapes).items()}
-            self._enqueue(profile, pinned, outputs)
+            self._enqueue(profile, pinned, outputs, parity)
         self.device.wait()
-        self.length += rows
-        self.parity ^= self.swaps
         return {name: view.copy() for name, view in outputs.items()}
 
     def _check_inputs(self, inputs: dict[str, np.ndarray]) -> Shapes:
         """The shapes of all inputs, `position` included. Raises InputError for what the graph does not take."""
         if inputs.keys() != self.inputs.keys():
-            raise InputError(f"{self.config['engine']} takes {sorted(self.inputs)}, got {sorted(inputs)}")
+            raise InputError(f"{self.config.engine} takes {sorted(self.inputs)}, got {sorted(inputs)}")
         sizes: dict[str, int] = {}
         for name, array in inputs.items():
-            shape, dtype = self.inputs[name]["shape"], self.tensors[name].dtype
+            shape, dtype = self.inputs[name].shape, self.tensors[name].dtype
             agrees = len(shape) == array.ndim and all(
                 n == (d if isinstance(d, int) else sizes.setdefault(d, n)) for d, n in zip(shape, array.shape)
             )
             if not agrees or not np.can_cast(array.dtype, dtype, "same_kind"):
                 raise InputError(
-                    f"{self.config['engine']}: {name} must be {dtype}{shape} with {sizes}, got {array.dtype}{list(array.shape)}"
+                    f"{self.config.engine}: {name} must be {dtype}{shape} with {sizes}, got {array.dtype}{list(array.shape)}"
                 )
         shapes = {name: array.shape for name, array in inputs.items()}
         return shapes | {self.position: (1,)} if self.position else shapes
 
-    def _enqueue(self, profile: Profile, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+    def _enqueue(self, profile: Profile, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], parity: int) -> None:
         """Copies in, the network, copies out, on the stream."""
         context, device = profile.context, self.device
         for name, pinned in inputs.items():
             if self.tensors[name].address is not None:
                 device.upload(self.tensors[name].address, pinned)
-        for (name, output, _, first), second in zip(self.state, self.spares):
-            read, written = (second, first) if self.parity else (first, second)
-            self._ok(context.set_tensor_address(name, read) and context.set_tensor_address(output, written))
+        for buffer in self.buffers:
+            read, written = buffer.addresses[parity], buffer.addresses[1 - parity]
+            self._ok(context.set_tensor_address(buffer.input, read) and context.set_tensor_address(buffer.output, written))
         self._ok(context.execute_async_v3(int(device.stream)))
         for name, pinned in outputs.items():
             device.download(pinned, self.tensors[name].address)
 
-    def reset(self) -> None:
-        self.length = 0
-        # KV caches too: a masked row counts for nothing only as long as it holds numbers, and a bad turn may leave others
-        for (_, _, size, first), second in zip(self.state, self.spares):
-            self.device.zero((first, second)[self.parity], size)
-
-    def truncate(self, length: int) -> None:
-        if self.swaps:
-            raise EngineError(f"{self.config['engine']}: this engine's state can be reset but not truncated")
-        if not 0 <= length <= self.length:
-            raise ValueError(f"truncate({length}) of {self.length} rows")
-        self.length = length
-
     def _ok(self, done: bool) -> None:
         if not done:
-            raise EngineError(f"{self.config['engine']}: TensorRT failed ({self._errors()}); {self.device.outlook()}")
+            raise EngineError(f"{self.config.engine}: TensorRT failed ({self._errors()}); {self.device.outlook()}")
 
     def _errors(self) -> str:
         """What TensorRT has said since this was last asked."""
@@ -289,9 +265,11 @@ class TensorRTEngine:
         return " ".join("; ".join(said).split()) or "no reason given"
 
     def close(self) -> None:
-        """Free everything on the GPU; the engine cannot run afterwards."""
-        self.profiles, self.engine, self.runtime = [], None, None  # before the memory that they point into
-        if self.device:
-            self.device.close()
+        with self.running:
+            for profile in self.profiles:
+                profile.close()  # before the engine, and that before the memory that they point into
+            self.profiles, self.engine, self.runtime = [], None, None
+            if self.device:
+                self.device.close()
 
-    __del__ = close
+    __del__ = close  # last resort for an engine that nobody closed: here, too, the order matters

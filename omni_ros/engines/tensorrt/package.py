@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from omni_ros.engines.config import EngineConfig, StateConfig, TensorConfig, TensorRTConfig
 from omni_ros.engines.cuda_device import gpu_target
 from omni_ros.errors import EngineError
 
@@ -41,12 +42,12 @@ def _package(module: str) -> str:
     return "tensorrt_rtx" if "rtx" in module else "tensorrt"
 
 
-def check_machine(directory: Path, built: dict) -> ModuleType:
+def check_machine(directory: Path, built: TensorRTConfig) -> ModuleType:
     """The TensorRT that can load the engine in `directory`; `built` is the tensorrt section of its config.json.
 
     Raises EngineError with the command that builds the engine for this machine.
     """
-    package, version, target = built["package"], built["version"], built["target"]
+    package, version, target = built.package, built.version, built.target
     present = gpu_target()
     if present is None:
         raise EngineError(
@@ -67,39 +68,31 @@ def check_machine(directory: Path, built: dict) -> ModuleType:
     return trt
 
 
-def check_plan(trt: ModuleType, engine: object, directory: Path, config: dict) -> None:
+def check_plan(trt: ModuleType, engine: object, directory: Path, config: EngineConfig) -> None:
     """config.json and the trt.ICudaEngine must describe the same tensors and profiles, or EngineError."""
-    where, profiles = directory / "config.json", list(config["tensorrt"]["profiles"].values())
-    declared = {e["name"]: e for e in config["inputs"] + config["outputs"]}
-    declared |= {state[end]: state for state in config["state"] for end in ("input", "output")}
+    where, profiles = directory / "config.json", list(config.tensorrt.profiles.values())
+    declared: dict[str, TensorConfig | StateConfig] = {t.name: t for t in config.inputs + config.outputs}
+    declared |= {s.input: s for s in config.state} | {s.output: s for s in config.state}
     found = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     if set(declared) != set(found):
         raise EngineError(f"{where}: disagrees with model.engine about {sorted(set(declared) ^ set(found))}; build again")
     for name in found:
         shape, dtype = list(engine.get_tensor_shape(name)), np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
-        wanted = [d if isinstance(d, int) else -1 for d in declared[name]["shape"]]
+        wanted = [d if isinstance(d, int) else -1 for d in declared[name].shape]
         # TensorRT does not find out every size that the exporter knows: the row of the logits is -1 to it
         same = len(shape) == len(wanted) and all(a == b or -1 in (a, b) for a, b in zip(shape, wanted))
-        if not same or dtype != declared[name]["dtype"]:
+        if not same or dtype != declared[name].dtype:
             raise EngineError(
-                f"{where}: says {name} is {declared[name]['dtype']}{wanted}, model.engine has {dtype}{shape}; build again"
+                f"{where}: says {name} is {declared[name].dtype}{wanted}, model.engine has {dtype}{shape}; build again"
             )
+    if len(profiles) != engine.num_optimization_profiles or not set().union(*profiles) <= set(found):
+        raise EngineError(f"{where}: disagrees with model.engine about its profiles; build again")
     built = [
         {name: [list(shape) for shape in engine.get_tensor_profile_shape(name, i)] for name in profile}
         for i, profile in enumerate(profiles)
     ]
-    if len(built) != engine.num_optimization_profiles or built != profiles:
+    if built != profiles:
         raise EngineError(f"{where}: disagrees with model.engine about its profiles; build again")
-    if not config["state"]:
-        return
-    position, capacity = config["position"], config["limits"]["capacity"]
-    if not {position["input"], position["counts"]} <= {i["name"] for i in config["inputs"]}:
-        raise EngineError(f"{where}: position names inputs that model.engine does not have; build again")
-    for state in config["state"]:  # the graph writes in place without looking: rows past the buffer would be someone else's
-        if state["in_place"] and state["shape"][2] != capacity:
-            raise EngineError(
-                f"{where}: limits.capacity is {capacity}, {state['input']} has {state['shape'][2]} rows; build again"
-            )
 
 
 def rebuild_command(target: str) -> str:

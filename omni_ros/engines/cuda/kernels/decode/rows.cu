@@ -1,5 +1,5 @@
 // One row through a transformer layer: what the kernels of this folder share. They are compiled as one text, in the order of
-// SOURCES in cuda_kernels.py, and launched by cuda_layers.py and cuda_code_predictor.py.
+// SOURCES in compiler.py, and launched by decode.py and code_predictor.py.
 //
 // A decode step reads every active weight once and computes little, so each kernel is a matrix-vector product with
 // whatever comes before it folded in: the RMSNorm of its input, the routing of a token, the rotation of queries and keys.
@@ -52,7 +52,7 @@ __device__ __forceinline__ float warp_max(float v) {
 }
 __device__ __forceinline__ int padded(int i) { return i / BLOCK * PITCH + i % BLOCK; }
 
-// A float's bits, so turned that they compare as integers; NaN is beyond infinity.
+// A float's bits, so mapped that they compare as integers; NaN is beyond infinity.
 __device__ __forceinline__ unsigned order(float v) {
   const unsigned bits = __float_as_uint(v);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -93,8 +93,10 @@ struct Vector {
 #pragma unroll
       for (int e = 0; e < EACH; e++)
         if ((threadIdx.x + e * blockDim.x) * 4 < K) {
-          x[e].x *= scale * half_to_float((half_bits)(gamma[e].x & 0xffffu)), x[e].y *= scale * half_to_float((half_bits)(gamma[e].x >> 16));
-          x[e].z *= scale * half_to_float((half_bits)(gamma[e].y & 0xffffu)), x[e].w *= scale * half_to_float((half_bits)(gamma[e].y >> 16));
+          x[e].x *= scale * half_to_float((half_bits)(gamma[e].x & 0xffffu));
+          x[e].y *= scale * half_to_float((half_bits)(gamma[e].x >> 16));
+          x[e].z *= scale * half_to_float((half_bits)(gamma[e].y & 0xffffu));
+          x[e].w *= scale * half_to_float((half_bits)(gamma[e].y >> 16));
         }
     }
 #pragma unroll
@@ -110,7 +112,10 @@ __device__ __forceinline__ void load_block(const float* xs, int block, float (&x
   const float4* from = (const float4*)(xs + block * PITCH);
   for (int i = 0; i < BLOCK / 4; i++) {
     float4 v = from[i];
-    x[4 * i] = v.x, x[4 * i + 1] = v.y, x[4 * i + 2] = v.z, x[4 * i + 3] = v.w;
+    x[4 * i] = v.x;
+    x[4 * i + 1] = v.y;
+    x[4 * i + 2] = v.z;
+    x[4 * i + 3] = v.w;
   }
 }
 
@@ -147,7 +152,8 @@ struct Ahead<true, A> {
   unsigned char scale[A];
 
   __device__ __forceinline__ void fetch(const Matrix& m, size_t block, int a) {
-    codes[a] = __ldg((const uint2*)m.data + block), scale[a] = __ldg(m.scale + block);
+    codes[a] = __ldg((const uint2*)m.data + block);
+    scale[a] = __ldg(m.scale + block);
   }
   __device__ __forceinline__ float dot(int a, const float (&x)[BLOCK]) const {
     return scale_value(scale[a]) * (dot_codes(codes[a].x, x) + dot_codes(codes[a].y, x + 8));
@@ -159,7 +165,8 @@ struct Ahead<false, A> {
   uint4 low[A], high[A];
 
   __device__ __forceinline__ void fetch(const Matrix& m, size_t block, int a) {
-    low[a] = __ldg((const uint4*)m.data + block * 2), high[a] = __ldg((const uint4*)m.data + block * 2 + 1);
+    low[a] = __ldg((const uint4*)m.data + block * 2);
+    high[a] = __ldg((const uint4*)m.data + block * 2 + 1);
   }
   __device__ __forceinline__ float dot(int a, const float (&x)[BLOCK]) const {
     return dot_halves(low[a], x) + dot_halves(high[a], x + 8);

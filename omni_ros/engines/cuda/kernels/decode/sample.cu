@@ -30,14 +30,19 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const float* logits, i
   for (int e = 0; e < EACH; e++)
     if (own[e] && own[e] >= low) {
       const int at = atomicAdd(&found, 1);
-      if (at < LONGEST) key[at] = own[e], id[at] = t + e * 1024;  // more only if many are equal
+      // more only if many are equal
+      if (at < LONGEST) {
+        key[at] = own[e];
+        id[at] = t + e * 1024;
+      }
     }
   __syncthreads();
   const int count = found < LONGEST ? found : LONGEST;
   if (t < count) {  // best first, of equals the lower id
     int rank = 0;
     for (int i = 0; i < count; i++) rank += key[i] > key[t] || (key[i] == key[t] && id[i] < id[t]);
-    sorted[rank] = logits[id[t]], sorted_id[rank] = id[t];
+    sorted[rank] = logits[id[t]];
+    sorted_id[rank] = id[t];
   }
   __syncthreads();
   if (t < k) odds[t] = __expf(sorted[t] - sorted[0]);
@@ -49,14 +54,23 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const float* logits, i
     for (int i = t; i < k; i += WARP) {
       float before = 0;
       for (int j = 0; j < i; j++) before += odds[j];
-      if (before < top_p * total && sorted[i] + noise[i] > best) best = sorted[i] + noise[i], at = i;
+      if (before < top_p * total && sorted[i] + noise[i] > best) {
+        best = sorted[i] + noise[i];
+        at = i;
+      }
     }
     for (int step = WARP / 2; step; step /= 2) {
       const float other = __shfl_xor_sync(FULL, best, step);
       const int other_at = __shfl_xor_sync(FULL, at, step);
-      if (other > best || (other == best && other_at < at)) best = other, at = other_at;
+      if (other > best || (other == best && other_at < at)) {
+        best = other;
+        at = other_at;
+      }
     }
-    if (t == 0) chosen = sorted_id[at], *code = sorted_id[at];
+    if (t == 0) {
+      chosen = sorted_id[at];
+      *code = sorted_id[at];
+    }
   }
   __syncthreads();
   for (int i = t; i < H; i += blockDim.x) {

@@ -3,12 +3,12 @@
 constexpr int QUERIES = 16;               // of a block: a warp for each head of a group
 constexpr int KEY_ROW = HEAD_DIM + 16, VALUE_ROW = HEAD_DIM + 8;  // halves from row to row of a tile: no bank conflicts
 
-// Normed and rotated: q [rows, heads, HEAD_DIM], and rows `past` ... of the caches [kv_heads, capacity, HEAD_DIM]. rotary.turn
+// Normed and rotated: q [rows, heads, HEAD_DIM], and rows `past` ... of the caches [kv_heads, capacity, HEAD_DIM]. rope.cos_sin
 // [rows, HEAD_DIM]; qkv [rows, heads + 2 kv_heads, HEAD_DIM]. A warp for each of a row's heads.
-extern "C" __global__ void __launch_bounds__(256) rotate_rows(const float* qkv, Rotary rotary, half_bits* q, half_bits* keys,
+extern "C" __global__ void __launch_bounds__(256) rope_rows(const float* qkv, Rope rope, half_bits* q, half_bits* keys,
                                                               half_bits* values, const int* past, int heads, int kv_heads,
                                                               int capacity, const int* rows) {
-  __shared__ float turned[8][HEAD_DIM];
+  __shared__ float roped[8][HEAD_DIM];
   const int row = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.y * 8 + warp;
   if (row >= *rows) return;
   wait_for_previous();
@@ -20,10 +20,10 @@ extern "C" __global__ void __launch_bounds__(256) rotate_rows(const float* qkv, 
     to = (head < heads + kv_heads ? keys : values) + ((size_t)own * capacity + *past + row) * HEAD_DIM;
   }
   if (head < heads + kv_heads) {
-    rotary.turn += row * HEAD_DIM;
-    norm_rotate(from, head < heads ? rotary.q_norm : rotary.k_norm, rotary, turned[warp]);
+    rope.cos_sin += row * HEAD_DIM;
+    norm_rope(from, head < heads ? rope.q_norm : rope.k_norm, rope, roped[warp]);
     __syncwarp();
-    from = turned[warp];
+    from = roped[warp];
   }
   for (int i = lane; i < HEAD_DIM; i += WARP) to[i] = activation(from[i]);
 }
@@ -40,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
   if (first >= *rows) return;
   wait_for_previous();
   const int last = (first + QUERIES < *rows ? first + QUERIES : *rows) - 1, length = *past + last + 1;
-  keys += (size_t)blockIdx.x * capacity * HEAD_DIM, values += (size_t)blockIdx.x * capacity * HEAD_DIM;
+  keys += (size_t)blockIdx.x * capacity * HEAD_DIM;
+  values += (size_t)blockIdx.x * capacity * HEAD_DIM;
   unsigned query[STEPS][4];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -49,7 +50,8 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
     for (int j = 0; j < STEPS; j++) {
       const half_bits* from = q + ((size_t)row * heads + own) * HEAD_DIM + 16 * j + 4 * quad;
       const uint2 v = row <= last ? *(const uint2*)from : make_uint2(0, 0);
-      query[j][r] = v.x, query[j][2 + r] = v.y;
+      query[j][r] = v.x;
+      query[j][2 + r] = v.y;
     }
   }
   uint4 key_part[EACH], value_part[EACH];
@@ -94,14 +96,18 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
     for (int r = 0; r < 2; r++) {
       for (int step = 1; step < 4; step *= 2) better[r] = fmaxf(better[r], __shfl_xor_sync(FULL, better[r], step));
       const float old = __expf(best[r] - better[r]);
-      best[r] = better[r], total[r] *= old;
+      best[r] = better[r];
+      total[r] *= old;
 #pragma unroll
       for (int j = 0; j < 2 * STEPS; j++) sum[j][2 * r] *= old, sum[j][2 * r + 1] *= old;
     }
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) score[n][i] = __expf(score[n][i] - best[i / 2]), total[i / 2] += score[n][i];
+      for (int i = 0; i < 4; i++) {
+        score[n][i] = __expf(score[n][i] - best[i / 2]);
+        total[i / 2] += score[n][i];
+      }
 #pragma unroll
     for (int k = 0; k < TILE / 16; k++) {
       const unsigned weight[4] = {activations(score[2 * k][0], score[2 * k][1]), activations(score[2 * k][2], score[2 * k][3]),

@@ -14,19 +14,24 @@ struct Pending {  // what the layer before this norm has still to add to x
 };
 
 __device__ __forceinline__ void add(float4& to, float weight, const float4& v) {
-  to.x += weight * v.x, to.y += weight * v.y, to.z += weight * v.z, to.w += weight * v.w;
+  to.x += weight * v.x;
+  to.y += weight * v.y;
+  to.z += weight * v.z;
+  to.w += weight * v.w;
 }
 
 // x [rows, H] += what is pending; out [rows, H] = its RMSNorm, where `out` is not null. A block for each row.
-extern "C" __global__ void __launch_bounds__(256) norm_rows(float* x, int H, Pending p, const half_bits* gamma, float eps,
+extern "C" __global__ void __launch_bounds__(256) norm_rows(float* x, int H, Pending pending, const half_bits* gamma, float eps,
                                                             half_bits* out, const int* rows) {
   constexpr int EACH = 2;  // of eight channels: H is at most 4096
   __shared__ float partial[WARP];
   const int row = blockIdx.x, lane = threadIdx.x % WARP;
   if (row >= *rows) return;
   wait_for_previous();
-  const float gate = p.shared && p.gated ? 1 / (1 + __expf(-p.logits[row * (p.experts + p.gated) + p.experts])) : 1;
-  const bool seen = p.features && *p.visual;
+  const float gate = pending.shared && pending.gated
+                         ? 1 / (1 + __expf(-pending.logits[row * (pending.experts + pending.gated) + pending.experts]))
+                         : 1;
+  const bool seen = pending.features && *pending.visual;
   float4 v[EACH][2];
   float sum = 0;
   x += (size_t)row * H;
@@ -39,13 +44,14 @@ extern "C" __global__ void __launch_bounds__(256) norm_rows(float* x, int H, Pen
       float4& own = v[e][half];
       const int at = i + half * 4;
       own = *(const float4*)(x + at);
-      if (p.routed)
-        for (int k = 0; k < p.top_k; k++)
-          add(own, p.weights[row * p.top_k + k], *(const float4*)(p.routed + (size_t)p.position[row * p.top_k + k] * H + at));
-      if (p.shared) add(own, gate, *(const float4*)(p.shared + (size_t)row * H + at));
-      if (p.accepted) *(float4*)(p.accepted + (size_t)row * H + at) = own;
-      if (seen) add(own, 1, *(const float4*)(p.features + (size_t)row * H + at));
-      if (p.routed || p.shared || seen) *(float4*)(x + at) = own;
+      if (pending.routed)
+        for (int k = 0; k < pending.top_k; k++)
+          add(own, pending.weights[row * pending.top_k + k],
+              *(const float4*)(pending.routed + (size_t)pending.position[row * pending.top_k + k] * H + at));
+      if (pending.shared) add(own, gate, *(const float4*)(pending.shared + (size_t)row * H + at));
+      if (pending.accepted) *(float4*)(pending.accepted + (size_t)row * H + at) = own;
+      if (seen) add(own, 1, *(const float4*)(pending.features + (size_t)row * H + at));
+      if (pending.routed || pending.shared || seen) *(float4*)(x + at) = own;
       sum += own.x * own.x + own.y * own.y + own.z * own.z + own.w * own.w;
     }
   }
@@ -62,7 +68,8 @@ extern "C" __global__ void __launch_bounds__(256) norm_rows(float* x, int H, Pen
     for (int c = 0; c < 8; c++) g[c] = scale * half_to_float(__ldg(gamma + i + c));
     const float4 a = v[e][0], b = v[e][1];
     *(uint4*)(out + (size_t)row * H + i) = make_uint4(activations(a.x * g[0], b.x * g[4]), activations(a.y * g[1], b.y * g[5]),
-                                                     activations(a.z * g[2], b.z * g[6]), activations(a.w * g[3], b.w * g[7]));
+                                                     activations(a.z * g[2], b.z * g[6]),
+                                                     activations(a.w * g[3], b.w * g[7]));
   }
 }
 

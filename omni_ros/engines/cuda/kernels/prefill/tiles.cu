@@ -26,10 +26,10 @@ __device__ __forceinline__ unsigned multiply_halves(unsigned a, unsigned b) {
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
   return product;
 }
-// 16 bytes of device memory to shared memory, or zeros where not `there`. Each call of `end_copies` closes a group of copies;
+// 16 bytes of device memory to shared memory, or zeros where not `in_bounds`. Each call of `end_copies` closes a group of copies;
 // `wait_for_copies` returns when all but the PENDING newest groups are made. Other threads see them after a barrier.
-__device__ __forceinline__ void copy_async(void* shared, const void* from, bool there) {
-  const unsigned to = (unsigned)__cvta_generic_to_shared(shared), size = there ? 16 : 0;
+__device__ __forceinline__ void copy_async(void* shared, const void* from, bool in_bounds) {
+  const unsigned to = (unsigned)__cvta_generic_to_shared(shared), size = in_bounds ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
 }
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -62,7 +62,8 @@ struct Weights<true> {
   unsigned scale;
 
   __device__ __forceinline__ void fetch(const Matrix& m, size_t block) {
-    codes = __ldg((const uint2*)m.data + block), scale = __ldg(m.scale + block);
+    codes = __ldg((const uint2*)m.data + block);
+    scale = __ldg(m.scale + block);
   }
   __device__ __forceinline__ void clear() { codes = make_uint2(0, 0), scale = 0; }
   // In units of 1 / CODE_UNIT: E2M1 bits in a float16 are worth 2^-14, E4M3 bits 2^-8, and the scale is taken times 2^14.
@@ -82,22 +83,32 @@ struct Weights<false> {
   uint4 low, high;
 
   __device__ __forceinline__ void fetch(const Matrix& m, size_t block) {
-    low = __ldg((const uint4*)m.data + block * 2), high = __ldg((const uint4*)m.data + block * 2 + 1);
+    low = __ldg((const uint4*)m.data + block * 2);
+    high = __ldg((const uint4*)m.data + block * 2 + 1);
   }
   __device__ __forceinline__ void clear() { low = high = make_uint4(0, 0, 0, 0); }
   __device__ __forceinline__ void pairs(unsigned (&h)[8]) const {
     const uint4 a = pair_order(low), b = pair_order(high);
-    h[0] = a.x, h[1] = a.y, h[2] = a.z, h[3] = a.w, h[4] = b.x, h[5] = b.y, h[6] = b.z, h[7] = b.w;
+    h[0] = a.x;
+    h[1] = a.y;
+    h[2] = a.z;
+    h[3] = a.w;
+    h[4] = b.x;
+    h[5] = b.y;
+    h[6] = b.z;
+    h[7] = b.w;
   }
 };
 
 // The first of the two rows of a matrix that this lane looks after; the other one is 8 further on.
-__device__ __forceinline__ int first_output() { return blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4; }
+__device__ __forceinline__ int first_output() {
+  return blockIdx.x * OUTPUTS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+}
 
-struct Row {  // of a matrix; `there` is false beyond its end
+struct Row {  // of a matrix; `in_bounds` is false beyond its end
   Matrix matrix;
   size_t row;
-  bool there;
+  bool in_bounds;
 };
 
 // The rows of activations that this thread brings to shared memory, pointers to [K] halves in pair order or null.
@@ -115,10 +126,10 @@ struct Tokens {
   }
 };
 
-// sum [M][TOKENS / 8] += rows w[m][0] and w[m][1] (this lane's two of its warp's 16) times up to TOKENS activations. Weights are
-// asked for first; `ready` then finds the activations. All threads of the block call it, once; `tiles` is shared memory for it.
+// sum [M][TOKENS / 8] += rows w[m][0] and w[m][1] (this lane's two of its warp's 16) times up to TOKENS activations. Weights
+// are asked for first; `ready` then finds the activations. All threads of the block call it, once; `tiles` is shared memory for it.
 template <bool FP4, int M, class Ready>
-__device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int tokens, float (&sum)[M][TOKENS / 8][4],
+__device__ __forceinline__ void gemm_tile(const Row (&w)[M][2], int K, int tokens, float (&sum)[M][TOKENS / 8][4],
                                               Ready ready, half_bits* tiles) {
   constexpr int A = FP4 ? 5 - M : 2 / M;  // steps of weights on their way
   const int lane = threadIdx.x % WARP, group = lane / 4, quad = lane % 4;
@@ -131,7 +142,7 @@ __device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int t
     for (int m = 0; m < M; m++)
 #pragma unroll
       for (int r = 0; r < 2; r++)
-        if (block < blocks && w[m][r].there) to[m][r].fetch(w[m][r].matrix, w[m][r].row * blocks + block);
+        if (block < blocks && w[m][r].in_bounds) to[m][r].fetch(w[m][r].matrix, w[m][r].row * blocks + block);
         else to[m][r].clear();
   };
   const int column = threadIdx.x % (DEPTH / 8) * 8;
@@ -140,9 +151,9 @@ __device__ __forceinline__ void multiply_tile(const Row (&w)[M][2], int K, int t
 #pragma unroll
     for (int e = 0; e < Tokens::EACH; e++)
       if (step < steps) {
-        const bool there = from.x[e] && step * DEPTH + column < K;
-        const void* x = there ? from.x[e] + step * DEPTH + column : w[0][0].matrix.data;
-        copy_async(to + e * Tokens::STRIDE * TILE_PITCH, x, there);
+        const bool in_bounds = from.x[e] && step * DEPTH + column < K;
+        const void* x = in_bounds ? from.x[e] + step * DEPTH + column : w[0][0].matrix.data;
+        copy_async(to + e * Tokens::STRIDE * TILE_PITCH, x, in_bounds);
       }
     end_copies();
   };

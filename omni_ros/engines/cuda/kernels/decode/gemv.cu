@@ -5,7 +5,7 @@ struct Stacked {  // up to three matrices of K columns, whose products follow ea
   int rows[3];
 };
 
-struct Projection {
+struct GemvArgs {
   const float* x;
   const half_bits* gamma;  // null: x as it is
   float eps;
@@ -16,41 +16,46 @@ struct Projection {
 };
 
 template <bool FP4>
-__device__ __forceinline__ void project_rows(const Stacked& m, const Projection& p, float* xs) {
-  const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP, blocks = p.K / BLOCK;
+__device__ __forceinline__ void gemv_rows(const Stacked& m, const GemvArgs& args, float* xs) {
+  const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP, blocks = args.K / BLOCK;
   const int total = m.rows[0] + m.rows[1] + m.rows[2];
   int row = blockIdx.x * warps + threadIdx.x / WARP, local;
   Matrix w;
   float scale_2;
   Ahead<FP4, FP4 ? 8 : 4> ahead;
   auto fetch = [&] {
-    w = m.matrix[0], local = row;
+    w = m.matrix[0];
+    local = row;
     if (local >= m.rows[0]) {
-      local -= m.rows[0], w = m.matrix[1];
-      if (local >= m.rows[1]) local -= m.rows[1], w = m.matrix[2];
+      local -= m.rows[0];
+      w = m.matrix[1];
+      if (local >= m.rows[1]) {
+        local -= m.rows[1];
+        w = m.matrix[2];
+      }
     }
     scale_2 = FP4 ? __ldg(w.scale_2) : 1;
     fetch_row(ahead, w, local, blocks, lane);
   };
   if (row < total) fetch();
   Vector x;
-  x.fetch_gamma(p.gamma, p.K);
+  x.fetch_gamma(args.gamma, args.K);
   wait_for_previous();
-  x.fetch(p.x, p.K);
-  x.store(p.gamma, p.K, p.eps, xs);
-  if (p.normed && blockIdx.x == 0)
-    for (int i = threadIdx.x; i < p.K; i += blockDim.x) p.normed[i] = xs[padded(i)];
+  x.fetch(args.x, args.K);
+  x.store(args.gamma, args.K, args.eps, xs);
+  if (args.normed && blockIdx.x == 0)
+    for (int i = threadIdx.x; i < args.K; i += blockDim.x) args.normed[i] = xs[padded(i)];
   while (row < total) {
-    const float before = p.add ? p.out[row] : 0, sum = warp_sum(dot_row(ahead, w, local, blocks, xs));
-    if (lane == 0) p.out[row] = before + sum * scale_2;
+    const float before = args.add ? args.out[row] : 0, sum = warp_sum(dot_row(ahead, w, local, blocks, xs));
+    if (lane == 0) args.out[row] = before + sum * scale_2;
     row += gridDim.x * warps;
     if (row < total) fetch();
   }
 }
 
 // out [sum rows] = matrices, all NVFP4 or all float16, times x [K] or its norm.
-extern "C" __global__ void __launch_bounds__(256, 3) project(Stacked m, Projection p) {
+extern "C" __global__ void __launch_bounds__(256, 3) gemv(Stacked m, GemvArgs args) {
   extern __shared__ float4 shared[];
-  if (m.matrix[0].scale) project_rows<true>(m, p, (float*)shared);
-  else project_rows<false>(m, p, (float*)shared);
+  if (m.matrix[0].scale) gemv_rows<true>(m, args, (float*)shared);
+  else gemv_rows<false>(m, args, (float*)shared);
 }

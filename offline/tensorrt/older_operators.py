@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
-    from offline.tensorrt.lower import Lowering
+    from .lower import Lowering
 
 
 def swish(g: "Lowering", node: onnx.NodeProto) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-from offline.graphs.external_data import StoredGraph
+from .external_data import StoredGraph
 
 
 @dataclass(frozen=True)

@@ -6,41 +6,53 @@ struct Tile {
 };
 
 // ids and weights [rows, top_k]; a warp for each row.
-extern "C" __global__ void __launch_bounds__(128) route_rows(FeedForward f, const int* rows) {
+extern "C" __global__ void __launch_bounds__(128) route_rows(FeedForwardArgs args, const int* rows) {
   const int row = blockIdx.x * 4 + threadIdx.x / WARP;
   if (blockIdx.x * 4 >= *rows) return;
   wait_for_previous();
   if (row >= *rows) return;
-  f.logits += row * (f.experts + f.gated), f.ids += row * f.top_k, f.weights += row * f.top_k;
-  route(f, 0, true);
+  args.logits += row * (args.experts + args.gated);
+  args.ids += row * args.top_k;
+  args.weights += row * args.top_k;
+  route(args, 0, true);
 }
 
 // For expert blockIdx.x: position [pair] and row [position] of its pairs, and its tiles. An expert's tiles begin at
 // first / TOKENS + expert, which leaves room for those of all experts before it; what is left of the room has no tokens.
-extern "C" __global__ void __launch_bounds__(256) place(const int* ids, int top_k, int* position, int* row, Tile* tiles,
+extern "C" __global__ void __launch_bounds__(256) scatter(const int* ids, int top_k, int* position, int* row, Tile* tiles,
                                                         const int* rows) {
   __shared__ int warp_own[8], warp_below[8];
   const int pairs = *rows * top_k, expert = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int each = (pairs + 255) / 256, begin = threadIdx.x * each, end = begin + each < pairs ? begin + each : pairs;
   wait_for_previous();
   int own = 0, below = 0;
-  for (int i = begin; i < end; i++) own += ids[i] == expert, below += ids[i] < expert;
+  for (int i = begin; i < end; i++) {
+    own += ids[i] == expert;
+    below += ids[i] < expert;
+  }
   int before = own;  // a running sum over the warp's lanes, then over the warps
   for (int step = 1; step < WARP; step *= 2) {
     const int other = __shfl_sync(FULL, before, lane < step ? lane : lane - step);
     if (lane >= step) before += other;
   }
   for (int step = WARP / 2; step; step /= 2) below += __shfl_xor_sync(FULL, below, step);
-  if (lane == WARP - 1) warp_own[warp] = before, warp_below[warp] = below;
+  if (lane == WARP - 1) {
+    warp_own[warp] = before;
+    warp_below[warp] = below;
+  }
   __syncthreads();
   int first = 0, all = 0, at = before - own;
   for (int w = 0; w < 8; w++) {
-    first += warp_below[w], all += warp_own[w];
+    first += warp_below[w];
+    all += warp_own[w];
     if (w < warp) at += warp_own[w];
   }
   at += first;
   for (int i = begin; i < end; i++)
-    if (ids[i] == expert) position[i] = at, row[at++] = i / top_k;
+    if (ids[i] == expert) {
+      position[i] = at;
+      row[at++] = i / top_k;
+    }
   const int slot = first / TOKENS + expert, slots = (first + all) / TOKENS + expert + 1 - slot;
   for (int s = threadIdx.x; s < slots; s += 256) {
     const int left = all - s * TOKENS;
@@ -48,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(256) place(const int* ids, int top_
   }
 }
 
-struct Group {
+struct GroupArgs {
   const Tile* tiles;  // null: the shared expert, whose pairs are the rows
   int experts, top_k;
   const int* rows;
@@ -69,13 +81,14 @@ __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, con
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const size_t at = (size_t)t.expert * e.inner + output + 8 * r;
-    const bool there = output + 8 * r < e.inner;
-    w[0][r] = {e.gate, at, there}, w[1][r] = {e.up, at, there};
+    const bool in_bounds = output + 8 * r < e.inner;
+    w[0][r] = {e.gate, at, in_bounds};
+    w[1][r] = {e.up, at, in_bounds};
   }
   const float gate_2 = FP4 ? __ldg(e.gate.scale_2 + t.expert) * CODE_UNIT : 1;
   const float up_2 = FP4 ? __ldg(e.up.scale_2 + t.expert) * CODE_UNIT : 1;
   float sum[2][TOKENS / 8][4] = {};
-  multiply_tile<FP4, 2>(w, H, t.tokens, sum, [&](Tokens& from) {
+  gemm_tile<FP4, 2>(w, H, t.tokens, sum, [&](Tokens& from) {
     from.find(t.tokens, [&](int token) { return x + (size_t)(row ? row[t.first + token] : t.first + token) * H; });
   }, tiles);
   store_tile<2>(t.tokens, sum, [&](int token, int r, const float (&value)[2]) {
@@ -86,19 +99,19 @@ __device__ __forceinline__ void gate_up_tile(const SwiGLU& e, const Tile& t, con
 }
 
 // inner [pairs, inner] = silu(gate x) * up x, both in pair order; x [rows, H].
-extern "C" __global__ void __launch_bounds__(128, 3) gate_up_tiles(SwiGLU e, Group g, const int* row, const half_bits* x, int H,
-                                                                  half_bits* inner) {
+extern "C" __global__ void __launch_bounds__(128, 3) grouped_gate_up(SwiGLU e, GroupArgs groups, const int* row,
+                                                                     const half_bits* x, int H, half_bits* inner) {
   __shared__ __align__(16) half_bits tiles[TILE_HALVES];
   wait_for_previous();
-  const Tile t = g.tile();
+  const Tile t = groups.tile();
   if (t.tokens <= 0) return;
   if (e.gate.scale) gate_up_tile<true>(e, t, row, x, H, inner, tiles);
   else gate_up_tile<false>(e, t, row, x, H, inner, tiles);
 }
 
 template <bool FP4>
-__device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool routed, const half_bits* inner, int H, float* out,
-                                          half_bits* tiles) {
+__device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool routed, const half_bits* inner, int H,
+                                          float* out, half_bits* tiles) {
   const int output = first_output();
   Row w[1][2];
 #pragma unroll
@@ -106,7 +119,7 @@ __device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool r
     w[0][r] = {e.down, (size_t)t.expert * H + output + 8 * r, output + 8 * r < H};
   const float scale = !FP4 ? 1 : routed ? CODE_UNIT : __ldg(e.down.scale_2) * CODE_UNIT;  // the experts' is in their weights
   float sum[1][TOKENS / 8][4] = {};
-  multiply_tile<FP4, 1>(w, e.inner, t.tokens, sum, [&](Tokens& from) {
+  gemm_tile<FP4, 1>(w, e.inner, t.tokens, sum, [&](Tokens& from) {
     from.find(t.tokens, [&](int token) { return inner + (size_t)(t.first + token) * e.inner; });
   }, tiles);
   store_tile<1>(t.tokens, sum, [&](int token, int r, const float (&value)[1]) {
@@ -115,11 +128,12 @@ __device__ __forceinline__ void down_tile(const SwiGLU& e, const Tile& t, bool r
 }
 
 // out [pairs, H] = down inner; norm_rows weighs and adds what belongs to a row.
-extern "C" __global__ void __launch_bounds__(128) down_tiles(SwiGLU e, Group g, const half_bits* inner, int H, float* out) {
+extern "C" __global__ void __launch_bounds__(128) grouped_down(SwiGLU e, GroupArgs groups, const half_bits* inner,
+                                                               int H, float* out) {
   __shared__ __align__(16) half_bits tiles[TILE_HALVES];
   wait_for_previous();
-  const Tile t = g.tile();
+  const Tile t = groups.tile();
   if (t.tokens <= 0) return;
-  if (e.down.scale) down_tile<true>(e, t, g.tiles, inner, H, out, tiles);
-  else down_tile<false>(e, t, g.tiles, inner, H, out, tiles);
+  if (e.down.scale) down_tile<true>(e, t, groups.tiles, inner, H, out, tiles);
+  else down_tile<false>(e, t, groups.tiles, inner, H, out, tiles);
 }

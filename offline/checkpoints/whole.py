@@ -1,0 +1,57 @@
+"""Quantised parts and the checkpoint that they were split from, joined to one folder: the form of newer Edge-LLM versions."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .checkpoint import Checkpoint, TensorInfo, write_safetensors
+from .processor_files import copy_processor_files
+
+SHARD_BYTES = 5 * 10**9
+
+
+def join(root: Checkpoint, parts: list[Checkpoint], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write every tensor of `parts`, and of `root` what no part has, into `directory`, with root's names and config.json.
+
+    One tensor is in memory at a time.
+    """
+    source = {name: root for name in root.tensors} | {name: part for part in parts for name in part.tensors}
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name in sorted(source):
+        size = source[name].info(name).nbytes
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    total = sum(source[name].info(name).nbytes for name in source)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="joining", disable=None) as bar:
+
+        def values(name: str, info: TensorInfo) -> Iterator[np.ndarray]:  # read when the writer asks for it
+            yield source[name].read(name)
+            bar.update(info.nbytes)
+
+        for file, names in zip(files, shards):
+            infos = {name: source[name].info(name) for name in names}
+            write_safetensors(directory / file, {n: (i.dtype, i.shape, values(n, i)) for n, i in infos.items()})
+    weight_map = {name: file for file, names in zip(files, shards) for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    config = dict(root.config)
+    for part in parts:
+        config |= {k: v for k, v in part.config.items() if k == "nvfp4_heads"}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (directory / "hf_quant_config.json").write_text(json.dumps(_quantization(source), indent=2) + "\n")
+    copy_processor_files(root.directory, directory)
+
+
+def _quantization(source: dict[str, Checkpoint]) -> dict:
+    """hf_quant_config.json, as ModelOpt writes it: everything is NVFP4 but what it names."""
+    linears = [n.removesuffix(".weight") for n in source if n.endswith(".weight") and len(source[n].info(n).shape) == 2]
+    kept = sorted(n for n in linears if f"{n}.weight_scale" not in source)
+    return {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16, "exclude_modules": kept}}

@@ -1,0 +1,82 @@
+"""Picture files and compressed pictures as untrusted input: a short list of formats, a size limit before any pixel is decoded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from omni_ros.errors import InputError
+from omni_ros.preprocess.media import open_regular
+
+# Pillow reads forty more, among them EPS by starting Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 7680 * 4320  # an 8K frame; Pillow holds 4 bytes a pixel, and twice that while it converts
+MAX_BYTES = 128 << 20  # of the file: some readers take it into memory whole
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture whose header was read and found acceptable."""
+
+    name: str
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as stored; EXIF may ask to swap them."""
+        return self.image.height, self.image.width
+
+    def rgb(self) -> Image.Image:
+        """Decode: 8-bit RGB, upright by its EXIF orientation, alpha dropped."""
+        image = self.image
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in SIXTEEN_BITS or image.mode == "I" and image.format in ("PNG", "PPM"):
+            return self._high_byte().convert("RGB")
+        if image.mode in ("I", "F"):
+            raise InputError(
+                f"{self.name}: its pixels are {'integers of 32 bits' if image.mode == 'I' else 'floats'}, whose black and white "
+                "nobody has written down: convert it to 8 bits"
+            )
+        return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB is a copy
+
+    def _high_byte(self) -> Image.Image:
+        """16-bit grey as 8-bit: as Pillow itself reads 16-bit RGB. Its own conversion of grey would clip at 255."""
+        bits = self.image.tag_v2.get(258, (16,)) if self.image.format == "TIFF" else (16,)
+        values = np.asarray(self.image)
+        if bits != (16,) or values.min() < 0 or values.max() > 0xFFFF:
+            raise InputError(f"{self.name}: grey of {bits[0]} bits is not supported: convert it to 8 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+@contextmanager
+def open_picture(source: str | Path | bytes, name: str | None = None) -> Iterator[Picture]:
+    """A picture file, or the bytes of one: header read, pixels not yet decoded (`rgb()` does it).
+
+    Everything that goes wrong inside the `with` is an InputError that names the file, or `name`: not a regular file, of
+    a format outside FORMATS, damaged, larger than MAX_PIXELS or MAX_BYTES, of pixels without a defined white.
+    """
+    is_file = isinstance(source, (str, Path))
+    name = name or (str(source) if is_file else "picture")
+    try:
+        with open_regular(source) if is_file else nullcontext(BytesIO(source)) as file:
+            if file.seek(0, 2) > MAX_BYTES:
+                raise InputError(f"{name}: {file.tell() >> 20} MiB are too much for a picture, the limit is {MAX_BYTES >> 20}")
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(
+                        f"{name}: {image.width} x {image.height} pixels are too many, the limit is {MAX_PIXELS}: make it smaller"
+                    )
+                yield Picture(name, image)
+    except InputError:
+        raise
+    except UnidentifiedImageError as e:
+        raise InputError(f"{name}: not a readable image: damaged, or none of {', '.join(FORMATS)}") from e
+    except Exception as e:  # noqa: BLE001 - on damaged files Pillow's readers raise nearly anything
+        raise InputError(f"{name}: not a readable image ({e})") from e

@@ -1,0 +1,63 @@
+"""examples/, run as their docstrings say."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_chat(engine_dirs, tmp_path):
+    command = [sys.executable, ROOT / "examples" / "chat.py", engine_dirs["odd"]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, input="hello\nand then?\n", text=True, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2 and done.stdout.strip()
+    for number in range(2):
+        with wave.open(str(tmp_path / f"answer_{number}.wav")) as wav:
+            assert (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) == (1, 2, 24000)
+            assert wav.getnframes() >= 1920 - 555 and any(wav.readframes(wav.getnframes()))
+
+
+def test_act_on_response(monkeypatch):
+    pytest.importorskip("rclpy", reason="source a ROS installation")
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + (os.getpid() + 50) % 100))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    import rclpy
+    from std_msgs.msg import Float64, String
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("tester", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    yaws: list[float] = []
+    node.create_subscription(Float64, "head_yaw", lambda msg: yaws.append(msg.data), 10)
+    response = node.create_publisher(String, "response", 10)
+    process = subprocess.Popen([sys.executable, str(ROOT / "examples" / "act_on_response.py")])
+    try:
+        deadline = time.monotonic() + 30
+        while not (response.get_subscription_count() and node.count_publishers("head_yaw")):
+            assert time.monotonic() < deadline and process.poll() is None
+            executor.spin_once(timeout_sec=0.1)
+        for text in ("The door is on your left.", "I do not know.", "Bright lights!", "Right of it, not left."):
+            response.publish(String(data=text))
+        while len(yaws) < 2 and time.monotonic() < deadline:
+            executor.spin_once(timeout_sec=0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        executor.spin_once(timeout_sec=0.3)
+        assert yaws == [0.6, -0.6]
+    finally:
+        process.kill()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
