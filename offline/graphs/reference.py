@@ -1,4 +1,4 @@
-"""An exported graph run on a CPU in float32, node by node, with one weight in memory at a time: slow, and sure.
+"""An exported graph run on a CPU in float32, node by node, a large one with one weight in memory at a time: slow, and sure.
 
 Each node is a session of ONNX Runtime of its own (nodes alike share one), whose weights come in as inputs. Only MoE and the
 rounding to NVFP4 are computed by numpy, so that of 128 experts none is read but those that are asked. A model of 30 B
@@ -14,6 +14,8 @@ from onnx import TensorProto, helper
 from ..quantization import nvfp4
 from .builder import DOMAIN, IR_VERSION, OPSET
 from .external_data import ONNX_TYPE, StoredGraph
+
+KEEP_BYTES = 10**9  # a graph whose weights fit is read once: the CodePredictor uses each of its 15 times in a frame
 
 
 class ReferenceUnavailable(Exception):
@@ -53,6 +55,8 @@ class Reference:
         self.options.intra_op_num_threads = 1  # starting threads takes longer than most nodes
         self.options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.outputs = {o.name for o in graph.model.graph.output}
+        values = sum(int(np.prod(graph.shape(name))) for name in graph.tensors)
+        self.kept: dict[str, np.ndarray] | None = {} if 4 * values <= KEEP_BYTES else None  # weights, to be read once
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The graph's outputs, state included."""
@@ -72,7 +76,13 @@ class Reference:
         return node.op_type == "DequantizeLinear" and node.input[0] in self.graph
 
     def _read(self, name: str, values: dict[str, np.ndarray]) -> np.ndarray:
-        return values[name] if name in values else _wide(np.asarray(self.graph.read(name)))
+        if name in values:
+            return values[name]
+        if self.kept is None:
+            return _wide(np.asarray(self.graph.read(name)))
+        if name not in self.kept:
+            self.kept[name] = _wide(np.asarray(self.graph.read(name)))
+        return self.kept[name]
 
     def _node(self, node: onnx.NodeProto, values: dict[str, np.ndarray]) -> list[np.ndarray]:
         arrays = {name: self._read(name, values) for name in node.input if name}

@@ -21,9 +21,9 @@ from ..graphs.reference import ReferenceUnavailable, run_calls
 
 FILE = "self_check.safetensors"
 # What the engine's weights and arithmetic became -> the least cosine. Loose enough for one expert chosen otherwise by rounding.
-COSINE = {"float32": 0.9999, "float16": 0.995, "activations": 0.97, "int4": 0.99}
+COSINE = {"float32": 0.9999, "float16": 0.995, "activations": 0.97, "int4": 0.95}
 FIRST_CODE = 0.75
-PREFILL_ROWS, CAPACITY = 4, 8  # decoders: a prompt of so many rows, then single rows
+PREFILL_ROWS, CAPACITY = 4, 8  # decoders: a prompt of so many rows, then one row
 FRAMES = 3  # code2wav: codec frames in a call
 CODE_PREDICTOR_CALLS = 8
 
@@ -103,8 +103,8 @@ def example_calls(config: dict, source: Path) -> list[dict[str, np.ndarray]]:
 def _decoder_calls(config: dict, source: Path, normal) -> list[dict[str, np.ndarray]]:
     """Rows of the embedding itself, since other rows would meet experts that no real one meets."""
     embedding, model = Embedding(source / "embedding.safetensors"), config["model"]
-    ids, calls, first = np.linspace(1, model["vocab_size"] - 1, PREFILL_ROWS + 2).astype(int), [], 0
-    for rows in (PREFILL_ROWS, 1, 1):
+    ids, calls, first = np.linspace(1, model["vocab_size"] - 1, PREFILL_ROWS + 1).astype(int), [], 0
+    for rows in (PREFILL_ROWS, 1):
         call = {
             "inputs_embeds": embedding[ids[first : first + rows]],
             "position_ids": np.tile(np.arange(first + 1, first + 1 + rows, dtype=np.float32), (3, 1)),
