@@ -9,8 +9,8 @@ else
 ROS := ,ros
 endif
 # What `make test-quick` runs: something of every room, on one of the three models, without the simulated TensorRT.
-QUICK := package parameters messages endpoint speech_publisher preprocess_audio preprocess_image tokenizer sampling streaming \
-	equality infer_cli nvfp4
+QUICK := package parameters messages dialogue endpoint speech_pacer preprocess_audio preprocess_image tokenizer sampling \
+	streaming conversation equality examples nvfp4
 QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
 QUICK_CASES := not tensorrt and not odd and not published
 

@@ -43,7 +43,7 @@ def stages(engine_dir: Path, traffic: dict[str, Traffic], repetitions: int) -> I
     yield "GPU memory", lambda: memory("after loading")
     for name, engine in engines.items():
         yield f"{name} alone", functools.partial(alone, name, engine, repetitions, traffic.get(name), *bandwidth)
-    yield "turns", lambda: gpu_turns.measure(Pipeline(engines), repetitions)
+    yield "turns", lambda: gpu_turns.measure(Pipeline({name: engines[name] for name in ENGINES}), repetitions)
     yield "GPU memory", lambda: memory("after all turns")
 
 

@@ -10,7 +10,7 @@ import wave
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
 
-conversation = Pipeline.open(sys.argv[1])
+conversation = Pipeline.open(sys.argv[1]).conversation()
 messages = []
 for number, line in enumerate(sys.stdin):
     messages.append({"role": "user", "content": line.strip()})
