@@ -10,7 +10,7 @@ import numpy as np
 
 from omni_ros.engines.config import EngineConfig
 from omni_ros.engines.engine import Engine
-from omni_ros.engines.sidecar import open_sidecar
+from omni_ros.engines.sidecar import Sidecar
 from omni_ros.errors import EngineError
 
 # What is known to cure it, by backend.
@@ -26,7 +26,9 @@ def check_answers(engine: Engine) -> None:
     check = engine.config.self_check
     if check is None or not check.file:
         return
-    stored, worst, first_codes = open_sidecar(engine.directory / check.file), {}, []
+    stored = {name: tensor.array() for name, tensor in Sidecar(engine.directory / check.file).tensors.items()}
+    worst: dict[str, float] = {}
+    first_codes: list[bool] = []
     state = engine.new_state() if engine.config.state else None
     try:
         for call in range(check.calls):
