@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from omni_ros.engines.config import EngineConfig
 from omni_ros.engines.engine import Engine
 from omni_ros.engines.sidecar import Sidecar
 from omni_ros.errors import EngineError
@@ -32,11 +31,11 @@ def check_answers(engine: Engine) -> None:
     state = engine.new_state() if engine.config.state else None
     try:
         for call in range(check.calls):
-            inputs = _arrays(stored, f"{call}.in.", engine.config)
+            inputs = _arrays(stored, f"{call}.in.", engine)
             wanted = {name[len(f"{call}.out.") :]: a for name, a in stored.items() if name.startswith(f"{call}.out.")}
             answers = engine.run(inputs, state)
             for name, array in wanted.items():
-                if array.shape != answers[name].shape or not np.isfinite(answers[name]).all():
+                if name not in answers or array.shape != answers[name].shape or not np.isfinite(answers[name]).all():
                     raise _refused(engine, f"{name} of its self-check is no number, or of another shape")
                 if name == "codes":
                     first_codes.append(bool(array[0] == answers[name][0]))
@@ -53,14 +52,18 @@ def check_answers(engine: Engine) -> None:
         raise _refused(engine, f"{right} codes are what they should be, at least {check.first_code:.0%} are due")
 
 
-def _arrays(stored: dict[str, np.ndarray], prefix: str, config: EngineConfig) -> dict[str, np.ndarray]:
+def _arrays(stored: dict[str, np.ndarray], prefix: str, engine: Engine) -> dict[str, np.ndarray]:
     """The inputs of one call, in the types that the engine takes."""
-    return {i.name: stored[prefix + i.name].astype(i.dtype) for i in config.fed}
+    missing = [prefix + i.name for i in engine.config.fed if prefix + i.name not in stored]
+    if missing:
+        raise EngineError(f"{engine.directory}: its self-check lacks {', '.join(missing)}; build the engine again")
+    return {i.name: stored[prefix + i.name].astype(i.dtype) for i in engine.config.fed}
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-30))
+    norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / max(norms, 1e-30)
 
 
 def _refused(engine: Engine, what: str) -> EngineError:
