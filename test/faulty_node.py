@@ -6,6 +6,7 @@ import time
 
 from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.nodes import omni_node
+from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.pipeline import Pipeline
 
 
@@ -40,5 +41,5 @@ if __name__ == "__main__":
     elif fault == "computing":
         Pipeline.open = for_ever
     elif fault == "prefill":
-        Pipeline.generate = for_ever
+        Conversation.generate = for_ever
     sys.exit(omni_node.main())

@@ -517,7 +517,7 @@ class Chat(Face):
     def text(self, delta): print("+" + delta)
     def response(self, text): print("=" + text)
 short = Settings(generation={"max_generate_length": 6, "max_audio_length": 5})
-dialogue = Dialogue(Pipeline.open(sys.argv[1]), Chat(), settings=short)
+dialogue = Dialogue(Pipeline.open(sys.argv[1]).conversation(), Chat(), settings=short)
 dialogue.ask("What is your name?")
 dialogue.join()
 assert "rclpy" not in sys.modules

@@ -309,6 +309,24 @@ def test_a_broken_jpeg_costs_the_picture_not_the_answer(ros, engine_dir, tmp_pat
         client.close()
 
 
+def test_a_camera_picture_is_resized_once(ros, engine_dir, tmp_path):
+    """To transformers' picture of at most image_max_pixels: 160 x 320 of 720p, 5 x 10 tokens. Twice made it 60."""
+    client = Client("hd")
+    camera = client.node.create_publisher(CompressedImage, "image_raw/compressed", 10)
+    parameters = {"engine_dir": engine_dir, "image_transport": "compressed", "image_max_age": 60.0, **SHORT}
+    process = OmniProcess(tmp_path / "log", "hd", image_max_pixels=62000, **parameters)
+    try:
+        wait(lambda: client.prompt.get_subscription_count() and camera.get_subscription_count(), 30)
+        without = prompt_tokens(client, "Look.")
+        client.call(Trigger, "omni/reset")
+        file = io.BytesIO()
+        Picture.fromarray(np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)).save(file, "JPEG")
+        assert prompt_tokens_with(client, camera, file.getvalue()) == without + 50 + 2
+    finally:
+        process.stop()
+        client.close()
+
+
 def prompt_tokens_with(client: Client, camera, jpeg: bytes) -> int:
     for _ in range(5):  # the first may be gone before the node's end of the topic knows this publisher
         camera.publish(CompressedImage(format="jpeg", data=array.array("B", jpeg)))

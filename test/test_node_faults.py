@@ -307,9 +307,7 @@ def test_speech_that_was_cut_short_is_reported(omni, running):
 def test_integers_are_taken_for_doubles(start, tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text("/**:\n  ros__parameters:\n    temperature: 1\n    vad_threshold: 0.6\n    fleet_size: 3\n")
-    process, client = start(env={}, speech_end=1)
-    process.stop()
-    command = [sys.executable, "-m", "omni_ros.nodes.omni_node", "--ros-args", "--params-file", str(file)]
+    command = [sys.executable, "-m", "omni_ros.nodes.omni_node", "--ros-args", "-r", "__ns:=/files", "--params-file", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "engine_dir is empty" in done.stderr  # so far it came
     assert "parameter 'fleet_size' is unknown and ignored" in done.stderr  # perhaps another node's
@@ -333,7 +331,7 @@ def test_integers_are_taken_for_doubles(start, tmp_path):
 def test_wrong_parameters_are_named_with_their_file(ros, engine_dir, tmp_path, line, reason):
     file = tmp_path / "params.yaml"
     file.write_text(f"/**:\n  ros__parameters:\n    engine_dir: {engine_dir}\n    audio_output: false\n    {line}\n")
-    command = [sys.executable, "-m", "omni_ros.nodes.omni_node", "--ros-args", "--params-file", str(file)]
+    command = [sys.executable, "-m", "omni_ros.nodes.omni_node", "--ros-args", "-r", "__ns:=/files", "--params-file", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1
     assert reason in done.stderr and "Traceback" not in done.stderr
