@@ -150,7 +150,7 @@ class Conversation:
 
     def read(self, prompt: Prompt, start: int, check: Check) -> np.ndarray:
         """Run the Thinker over the rows from `start` on; returns the logits [V] after the last."""
-        thinker = self.models.thinker
+        thinker, logits = self.models.thinker, np.zeros(0, np.float32)
         for row in range(start, len(prompt), thinker.engine.max_rows):
             check()
             rows = slice(row, min(row + thinker.engine.max_rows, len(prompt)))

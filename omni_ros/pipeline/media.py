@@ -1,7 +1,7 @@
 """The sounds, pictures and videos of a conversation: decoded, then encoded to the rows that the Thinker reads, once each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ OPTIONS = ("fps", "max_pixels")  # of a part, beside its value
 VIDEO_FPS = 2.0  # frames kept per second of video, as Qwen's own examples do
 
 
+def nothing() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
 @dataclass(eq=False)
 class Media:
     """One clip, picture or video. Its rows depend on nothing else in the conversation, so they are computed once."""
@@ -29,10 +33,11 @@ class Media:
     serial: int  # of the conversation; prompts name the rows by it
     tokens: int  # how many prompt rows it takes
     inputs: np.ndarray  # mel float32 [bins, frames], or patches float32 [t*h*w, patch_width], until it is encoded
-    grid: np.ndarray | None = None  # int64 (t, h, w) in patches
+    grid: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # (t, h, w) in patches, unless it is sound
     seconds_per_grid: float = 0.0
-    features: np.ndarray | None = None  # float32 [tokens, H]
-    deepstack: np.ndarray | None = None  # float32 [D, tokens, H]
+    encoded: bool = False  # then, instead of `inputs`:
+    features: np.ndarray = field(default_factory=nothing)  # float32 [tokens, H]
+    deepstack: np.ndarray = field(default_factory=nothing)  # float32 [D, tokens, H], unless it is sound
 
 
 class MediaReader:
@@ -70,14 +75,14 @@ class MediaReader:
 
     def encode(self, media: Media, check: Callable[[], None]) -> None:
         """Fill in features and deepstack; `check` is called between runs of the encoder and may raise."""
-        if media.features is not None:
+        if media.encoded:
             return
         if media.kind == "audio":
             media.features = self._encoder(self.audio, "sound", "audio")(media.inputs, check)
         else:
             embeds, deepstack = self._encoder(self.visual, "pictures", "visual")(media.inputs, media.grid[None], check)
             media.features, media.deepstack = embeds[0], deepstack[0]
-        media.inputs = np.zeros(0, np.float32)
+        media.inputs, media.encoded = nothing(), True
 
     @staticmethod
     def _encoder(encoder: Any, what: str, name: str) -> Any:

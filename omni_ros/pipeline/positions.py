@@ -12,7 +12,7 @@ def mrope_positions(
     video_grids: list[np.ndarray],
     seconds_per_grid: list[float],
     merge_size: int,
-    positions_per_second: int,
+    positions_per_second: float,
 ) -> tuple[np.ndarray, float]:
     """ids int64 [S] with media placeholders already repeated; grids are (t, h, w) in patches, in order of appearance.
 

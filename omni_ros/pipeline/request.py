@@ -50,7 +50,7 @@ class Request:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             if not whole and not (name == "seed" and value is None):
                 raise InputError(f"{name} = {value!r} must be a whole number, at least {low}")
-        for name, low, high in (
+        for name, lowest, high in (
             ("temperature", 1e-4, 1e4),
             ("talker_temperature", 1e-4, 1e4),
             ("top_p", 0, 1),
@@ -59,8 +59,8 @@ class Request:
         ):
             value, greedy = getattr(self, name), name.endswith("temperature")
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (low <= value <= high or greedy and value == 0):
-                raise InputError(f"{name} = {value!r} must be a number from {low:g} to {high:g}{', or 0' * greedy}")
+            if not number or not (lowest <= value <= high or greedy and value == 0):
+                raise InputError(f"{name} = {value!r} must be a number from {lowest:g} to {high:g}{', or 0' * greedy}")
         if not isinstance(self.speaker, (str, NoneType)):
             raise InputError(f"speaker = {self.speaker!r} must be a name")
 

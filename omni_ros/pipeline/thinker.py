@@ -31,7 +31,7 @@ class Thinker:
             if start < stop:
                 here, there = slice(start - rows.start, stop - rows.start), slice(start - first, stop - first)
                 embeds[here] = media.features[there]
-                if media.deepstack is not None:
+                if media.kind != "audio":
                     deepstack[:, here] = media.deepstack[:, there]
         out = self.engine.run({"inputs_embeds": embeds, "position_ids": prompt.positions[:, rows], "deepstack": deepstack}, state)
         return out["logits"][0], out["accept_hidden"]
