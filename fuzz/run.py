@@ -23,7 +23,7 @@ from typing import Any
 
 from fuzz.targets import ROOT, TARGETS, engines
 
-PEAK_MB, GROWTH_MB, WARM = 300, 50, 30  # the first WARM cases of a worker load what is loaded once
+PEAK_MB, GROWTH_MB, WARM = 300, 50, 100  # the first WARM cases of a worker load what is loaded once, and size its arenas
 
 
 class Worker:
