@@ -316,6 +316,7 @@ def test_projection(built, shared_gpu, monkeypatch, name):
 
 def test_code_predictor(built, gpu):
     reference, engine = (open_engine(built / device / "code_predictor") for device in ("cpu", "cuda"))
+    launched = gpu.calls["cudaGraphLaunch"]
     random = np.random.default_rng(2)
     equal = 0
     for frame in range(6):
@@ -330,7 +331,7 @@ def test_code_predictor(built, gpu):
             equal += 1
             np.testing.assert_allclose(got["embed_sum"], expected["embed_sum"], atol=0.02)
     assert equal >= 5  # float32 sums in another order may flip a near tie
-    assert gpu.calls["cudaGraphLaunch"] == 6
+    assert gpu.calls["cudaGraphLaunch"] - launched == 6
 
 
 def test_a_damaged_weight_table_leaves_nothing_allocated(built, gpu, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from omni_ros.engines.engine import Engine
 from omni_ros.engines.sidecar import Sidecar
-from omni_ros.errors import EngineError
+from omni_ros.errors import EngineError, KVCacheFullError
 
 # What is known to cure it, by backend.
 CURES = {
@@ -33,7 +33,10 @@ def check_answers(engine: Engine) -> None:
         for call in range(check.calls):
             inputs = _arrays(stored, f"{call}.in.", engine)
             wanted = {name[len(f"{call}.out.") :]: a for name, a in stored.items() if name.startswith(f"{call}.out.")}
-            answers = engine.run(inputs, state)
+            try:
+                answers = engine.run(inputs, state)
+            except KVCacheFullError:
+                break  # built for less than it is asked
             for name, array in wanted.items():
                 if name not in answers or array.shape != answers[name].shape or not np.isfinite(answers[name]).all():
                     raise _refused(engine, f"{name} of its self-check is no number, or of another shape")
