@@ -12,7 +12,8 @@ from bench import gpu_turns
 from bench.report import Part, Row
 from offline.graphs.bandwidth import Traffic
 from omni_ros.engines.cuda_device import CudaDevice, import_cuda
-from omni_ros.engines.engine import Engine, open_engine
+from omni_ros.engines.engine import Engine
+from omni_ros.engines.open import open_engine
 from omni_ros.pipeline.audio_encoder import AudioEncoder
 from omni_ros.pipeline.code2wav import Code2Wav
 from omni_ros.pipeline.code_predictor import CodePredictor
@@ -42,7 +43,7 @@ def stages(engine_dir: Path, traffic: dict[str, Traffic], repetitions: int) -> I
     yield "GPU memory", lambda: memory("after loading")
     for name, engine in engines.items():
         yield f"{name} alone", functools.partial(alone, name, engine, repetitions, traffic.get(name), *bandwidth)
-    yield "turns", lambda: gpu_turns.measure(Pipeline(engines), repetitions)
+    yield "turns", lambda: gpu_turns.measure(Pipeline({name: engines[name] for name in ENGINES}), repetitions)
     yield "GPU memory", lambda: memory("after all turns")
 
 
@@ -83,13 +84,15 @@ def memory_used() -> int:
 def alone(name: str, engine: Engine, repetitions: int, traffic: Traffic | None = None, bandwidth: float | None = None) -> Part:
     """`traffic` is what a step of this engine reads, `bandwidth` bytes/s; without both, no share of the limit."""
     random, seconds, cached, step = np.random.default_rng(0), {}, 0, None
+    state = engine.new_state()
     if name in ("thinker", "talker"):
         for count in PREFILL_ROWS:
             inputs = decoder_rows(engine, 0, count)
-            seconds[f"prefill, {count} rows"] = median_s(lambda inputs=inputs: (engine.reset(), engine.run(inputs)), repetitions)
+            prefill = lambda inputs=inputs: (state.reset(), engine.run(inputs, state))  # noqa: E731
+            seconds[f"prefill, {count} rows"] = median_s(prefill, repetitions)
         cached, step = PREFILL_ROWS[-1] + STEPS // 2, "decode step"
         inputs = decoder_rows(engine, cached, 1)
-        seconds[step] = median_s(lambda: engine.run(inputs), STEPS)
+        seconds[step] = median_s(lambda: engine.run(inputs, state), STEPS)
     elif name == "code_predictor":
         predict, step = CodePredictor(engine), "codec frame"
         hidden, code0 = random.standard_normal((2, 1, predict.hidden_size), np.float32)
@@ -97,16 +100,17 @@ def alone(name: str, engine: Engine, repetitions: int, traffic: Traffic | None =
     elif name == "code2wav":
         vocoder = Code2Wav(engine)
         for frames in CODE2WAV_FRAMES:
-            vocoder.reset()
+            state.reset()
             codes = random.integers(0, vocoder.codebook_size, (vocoder.num_quantizers, frames))
-            seconds[f"{frames} codec frame(s)"] = median_s(lambda codes=codes: vocoder.decode(codes), repetitions)
+            seconds[f"{frames} codec frame(s)"] = median_s(lambda codes=codes: vocoder.decode(state, codes), repetitions)
     elif name == "multimodal/audio":
-        encode, mel = AudioEncoder(engine), random.standard_normal((engine.config["model"]["mel_bins"], MEL_FRAMES), np.float32)
-        seconds["4 s of sound"] = median_s(lambda: encode([mel]), repetitions)
+        encode, mel = AudioEncoder(engine), random.standard_normal((engine.config.model.mel_bins, MEL_FRAMES), np.float32)
+        seconds["4 s of sound"] = median_s(lambda: encode(mel), repetitions)
     else:
         see, grid = VisualEncoder(engine), np.array([[1, PATCHES, PATCHES]])
         patches = random.standard_normal((PATCHES**2, see.patch_width), np.float32)
         seconds[f"picture of {PATCHES} x {PATCHES} patches"] = median_s(lambda: see(patches, grid), repetitions)
+    state.close()
     rows = [Row(f"{name}, {what}", 1e3 * value, "ms") for what, value in seconds.items()]
     if step and traffic and bandwidth:
         read = traffic.read + traffic.kv_row * cached
@@ -119,11 +123,11 @@ def alone(name: str, engine: Engine, repetitions: int, traffic: Traffic | None =
 
 def decoder_rows(engine: Engine, cached: int, rows: int) -> dict[str, np.ndarray]:
     """Random inputs of a Thinker's or Talker's `rows` rows after `cached` ones."""
-    shapes = {i["name"]: i["shape"] for i in engine.config["inputs"]}
+    shapes = {i.name: i.shape for i in engine.config.inputs}
     embeds = np.random.default_rng(rows).standard_normal((rows, shapes["inputs_embeds"][-1]), np.float32)
     inputs = {"inputs_embeds": embeds, "position_ids": np.tile(np.arange(cached, cached + rows, dtype=np.float32), (3, 1))}
     if "deepstack" in shapes:
-        inputs["deepstack"] = np.zeros((engine.config["model"]["num_deepstack"], *embeds.shape), np.float32)
+        inputs["deepstack"] = np.zeros((engine.config.model.num_deepstack, *embeds.shape), np.float32)
     return inputs
 
 

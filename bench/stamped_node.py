@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 from omni_ros.nodes.omni_node import main
-from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.request import AudioChunk, TextDelta
 
 
 def stamp_events(path: Path) -> None:
-    generate, file = Pipeline.generate, path.open("w")
+    generate, file = Conversation.generate, path.open("w")
 
     def stamped(self, request):
         lines = []
@@ -28,7 +28,7 @@ def stamp_events(path: Path) -> None:
         file.write("".join(lines) + "end\n")  # at the end of the turn: writing must not disturb what is measured
         file.flush()
 
-    Pipeline.generate = stamped
+    Conversation.generate = stamped
 
 
 if __name__ == "__main__":

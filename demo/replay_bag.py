@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosbags.interfaces import QosReliability
 from rosbags.rosbag2 import Reader
 
-DISCOVERY = 10.0  # seconds to wait for subscribers
+DISCOVERY = 15.0  # seconds to wait for subscribers: a process is discovered within three, on a busy machine later
 
 
 def message_class(name: str) -> type:
@@ -28,13 +29,21 @@ def publisher(node, connection):
     return node.create_publisher(message_class(connection.msgtype), connection.topic, qos)
 
 
-def replay(node, path: Path, rate: float) -> tuple[int, float]:
-    """Publish every message; returns their number and the worst lateness in seconds."""
+def wait_for_subscribers(publishers: list, count: int, seconds: float) -> None:
+    """Until each topic has `count` subscribers: what is published earlier is lost to those that come. SystemExit if they
+    do not come."""
+    deadline = time.monotonic() + seconds
+    while missing := [p.topic_name for p in publishers if p.get_subscription_count() < count]:
+        if time.monotonic() > deadline:
+            sys.exit(f"not {count} subscribers within {seconds:g} s on {', '.join(missing)}: nothing was replayed")
+        time.sleep(0.02)
+
+
+def replay(node, path: Path, rate: float, subscribers: int) -> tuple[int, float]:
+    """Publish every message once each topic has its subscribers; returns their number and the worst lateness in seconds."""
     with Reader(path) as bag:
         publishers = {connection.id: publisher(node, connection) for connection in bag.connections}
-        deadline = time.monotonic() + DISCOVERY
-        while time.monotonic() < deadline and not all(p.get_subscription_count() for p in publishers.values()):
-            time.sleep(0.05)
+        wait_for_subscribers(list(publishers.values()), subscribers, DISCOVERY)
         started, first, worst, count = time.monotonic(), None, 0.0, 0
         for connection, stamp, raw in bag.messages():
             first = stamp if first is None else first
@@ -51,11 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bag", type=Path)
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1: as recorded")
+    parser.add_argument("--subscribers", type=int, default=1, help="wait until each topic has so many")
     args = parser.parse_args()
     rclpy.init()
     node = rclpy.create_node("replay_bag")
     try:
-        count, worst = replay(node, args.bag, args.rate)
+        count, worst = replay(node, args.bag, args.rate, args.subscribers)
         print(f"replayed {count} messages, at most {1000 * worst:.1f} ms late", flush=True)
         time.sleep(0.5)  # let the last messages leave before the publishers go
     except KeyboardInterrupt:

@@ -20,11 +20,13 @@ os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
 
 import rclpy  # noqa: E402
 
-from demo.make_bag import QUESTIONS, make_bag  # noqa: E402
+from demo.check import problems  # noqa: E402
+from demo.make_bag import QUESTIONS, make_bag, read_mono  # noqa: E402
 from demo.recorder import Recorder  # noqa: E402
 from demo.report import write_report  # noqa: E402
 
 START = 120.0  # seconds the node may take to load engines
+DISCOVERY = Path(__file__).parent.parent / "config" / "fastdds_discovery.xml"
 FINISH = 60.0  # seconds the last answer may take after the bag has ended
 
 
@@ -63,7 +65,8 @@ def start_node(engine_dir: Path, answer_tokens: int, answer_frames: int) -> subp
     arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
     command = python("omni_ros.nodes.omni_node", "--ros-args", *arguments)
     print("$ " + " ".join(["python", *command[1:]]), flush=True)
-    return subprocess.Popen(command)
+    environment = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(DISCOVERY)} | os.environ  # as the launch file does
+    return subprocess.Popen(command, env=environment)
 
 
 def wait(what: str, condition: Callable[[], object], seconds: float, node: subprocess.Popen) -> None:
@@ -97,7 +100,7 @@ def main() -> None:
     try:
         wait("loading the engines", lambda: recorder.state == "idle", START, node)
         ready = recorder.now
-        command = python("demo.replay_bag", bag)
+        command = python("demo.replay_bag", bag, "--subscribers", 2)  # the node and the recorder
         print("$ " + " ".join(["python", *command[1:]]), flush=True)
         subprocess.run(command, check=True)
         expected = len(QUESTIONS)
@@ -114,6 +117,8 @@ def main() -> None:
             f"turn {number}: first text {turn['first_text_ms']} ms and first speech {turn['first_speech_ms']} ms after "
             f"the turn was closed; {turn['speech_s']} s of speech in {turn['speech_messages']} messages"
         )
+    if found := problems(recorder.microphone, recorder.user_speaking, [read_mono(question) for question in QUESTIONS]):
+        sys.exit("the demo has failed: " + "; ".join(found))
     print(f"{args.output}/speech.wav, timeline.png and metrics.json, after {time.monotonic() - began:.0f} s")
 
 

@@ -32,6 +32,9 @@ class ScriptedModel:
 
     def generate(self, request: Request) -> Iterator[Event]:
         self._cancelled = False
+        return self._play(request)
+
+    def _play(self, request: Request) -> Iterator[Event]:
         if len(request.messages) > self.room:
             raise PromptTooLongError(f"{len(request.messages)} messages")
         if self.fault is not None:
@@ -59,7 +62,7 @@ class ScriptedModel:
                 yield AudioChunk(np.full(FRAME, (number + 1) / 100, np.float32), False)
         yield Finished(text, [], np.zeros((16, frames)), "stop", "stop" if frames else "none", {"reply_tokens": len(words)})
 
-    def feed(self, messages: list[dict]) -> None:
+    def feed(self, messages: list[dict], special_tokens: bool = True) -> None:
         self._cancelled = False
         began = self.clock.now()
         self.fed.append((began, messages, not self._wait(began + self.feeding)))

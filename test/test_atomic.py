@@ -55,6 +55,8 @@ def test_an_error_leaves_the_old_one(tmp_path):
     with pytest.raises(RuntimeError), atomic_file(tmp_path / "text") as path:
         path.write_text("half")
         raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "deep" / "deeper" / "out"):
+        raise RuntimeError
     assert names(tmp_path) == ["out"] and (tmp_path / "out" / "file").read_text() == "old"
 
 

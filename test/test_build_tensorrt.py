@@ -207,7 +207,8 @@ def test_every_float16_graph_builds(rtx, exported, tmp_path, target) -> None:
         assert config["tensorrt"]["version"] == rtx.__version__ and config["tensorrt"]["package"] == "tensorrt_rtx"
         assert config["provenance"]["onnx_sha256"] == before["graph_sha256"] != config["graph_sha256"]
         assert config["files"] == {p.name: p.stat().st_size for p in directory.iterdir() if p.name != "config.json"}
-        assert {*before["files"]} - {"model.onnx", "model.onnx.data"} == {*config["files"]} - {"model.engine"}
+        built = {*config["files"]} - {"model.engine", "self_check.safetensors"}
+        assert built == {*before["files"]} - {"model.onnx", "model.onnx.data"}
         assert config["files"]["model.engine"] > 100_000
         assert all(isinstance(d, int) for s in config["state"] for d in s["shape"])
     thinker = json.loads((tmp_path / "thinker" / "config.json").read_text())

@@ -64,6 +64,13 @@ def test_talker_sees_the_runtime_prompt_and_its_own_codes(folder: Path, checkpoi
     assert set(model.config.talker_config.speaker_id.values()) <= codes  # every voice had its turn
 
 
+def test_fewer_samples_than_asked_for_are_counted(folder: Path) -> None:
+    """In numbers, kind by kind; a folder that has enough is not mentioned."""
+    samples, warnings = find_samples(folder, {"audio": 5, "image": 2, "text": 1})
+    assert len(samples) == 2 + 2 + 1
+    assert [w for w in warnings if "were asked for" in w] == [f"5 audio samples were asked for, {folder / 'audio'} has 2"]
+
+
 def test_media_are_cut_to_size(folder: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "MAX_SECONDS", 1)
     monkeypatch.setattr(calibration, "MAX_PIXELS", 64 * 64)

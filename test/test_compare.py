@@ -12,9 +12,8 @@ from broken_files import edit_config
 from conftest import run
 from tensorrt_on_cpu import simulated_gpu
 
+import omni_ros.engines.cuda.open as cuda_open
 from offline import compare
-from omni_ros.engines.cuda import decoder as cuda_decoder
-from omni_ros.engines.cuda import projection as cuda_projection
 from omni_ros.engines.onnxruntime.engine import OnnxRuntimeEngine
 from omni_ros.engines.sidecar import Projection
 
@@ -70,12 +69,14 @@ def test_layers_are_transformers_hidden_states(engine_dirs, checkpoints, tmp_pat
     with torch.no_grad():
         hidden = model.thinker.model.language_model(input_ids=ids, output_hidden_states=True).hidden_states
     with compare.open_probed(engine_dirs["plain"], 1) as pipeline:
-        out = pipeline.engines["thinker"].run(
+        engine = pipeline.engines["thinker"]
+        out = engine.run(
             {
                 "inputs_embeds": hidden[0][0].numpy(),
                 "position_ids": np.tile(np.arange(9, dtype=np.float32), (3, 1)),
                 "deepstack": np.zeros((2, 9, 64), np.float32),
-            }
+            },
+            engine.new_state(),
         )
     for i in (1, 2, 3):
         np.testing.assert_allclose(out[f"layer_{i}"], hidden[i][0].numpy(), atol=1e-4)
@@ -95,8 +96,8 @@ def folders(engine_dirs, tensorrt_dirs, tmp_path_factory):
     [("cpu", "tensorrt"), ("tensorrt", "cpu"), ("tensorrt", "tensorrt"), ("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "tensorrt")],
 )
 def test_engines_of_a_gpu_show_no_layers(folders, tmp_path, monkeypatch, reference, other):
-    monkeypatch.setattr(cuda_decoder, "CudaDecoder", lambda directory, config: OnnxRuntimeEngine(directory, config, 1))
-    monkeypatch.setattr(cuda_projection, "CudaProjection", lambda path, shape: Projection(path))
+    monkeypatch.setattr(cuda_open, "open_engine", lambda directory, config, _: OnnxRuntimeEngine(directory, config, 1))
+    monkeypatch.setattr(cuda_open, "open_projection", lambda talker, path: Projection(path))
     report = tmp_path / "report.json"
     with simulated_gpu():
         assert (

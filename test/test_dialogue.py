@@ -10,7 +10,7 @@ from scripted_model import FRAME, PER_FRAME, PER_TOKEN, PREFILL, ScriptedModel
 from simulated_clock import SimulatedClock
 
 from omni_ros.dialogue.dialogue import Dialogue, Face, Settings
-from omni_ros.dialogue.endpoint import Endpointer
+from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.heard import TOKENS_PER_SECOND
 from omni_ros.errors import EngineError, InputError
 
@@ -281,6 +281,25 @@ def test_a_muted_robot_does_not_hear_itself_and_learns_nothing_from_it(world):
     assert len(world.model.requests) == 2
 
 
+def test_a_muted_robot_does_not_answer_its_own_silence():
+    """Zeros in place of muted sound taught the energy VAD that the room is silent, and its noise then counted as speech."""
+    world = World()
+    world.dialogue._listener._endpointer = Endpointer(make_vad("energy"))
+    world.dialogue.settings = Settings(mute_while_speaking=True)
+    rng = np.random.default_rng(0)
+
+    def room(seconds: float) -> None:
+        for _ in range(round(seconds / STEP)):
+            world.dialogue.hear(rng.normal(0, 10 ** (-50 / 20), CHUNK).astype(np.float32))
+            world.clock.sleep(STEP)
+
+    room(2.0)
+    world.say()
+    room(180.0)
+    assert len(world.model.requests) == 1
+    world.close()
+
+
 def test_an_utterance_that_had_begun_ends_while_the_robot_speaks(world):
     world.dialogue.settings = Settings(mute_while_speaking=True, preempt=False)
     world.hear(0.5, 0.5)
@@ -498,7 +517,7 @@ class Chat(Face):
     def text(self, delta): print("+" + delta)
     def response(self, text): print("=" + text)
 short = Settings(generation={"max_generate_length": 6, "max_audio_length": 5})
-dialogue = Dialogue(Pipeline.open(sys.argv[1]), Chat(), settings=short)
+dialogue = Dialogue(Pipeline.open(sys.argv[1]).conversation(), Chat(), settings=short)
 dialogue.ask("What is your name?")
 dialogue.join()
 assert "rclpy" not in sys.modules

@@ -110,7 +110,7 @@ def test_a_float16_export_stays_float16(tmp_path):
     encoder = lowered(tmp_path / "float16")
     _, graph = graphs(encoder)
     types = {t.data_type for t in graph.initializer} | {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
-    assert types == {TensorProto.FLOAT16, TensorProto.INT64} and encoder.engine.config["dtype"] == "float16"
+    assert types == {TensorProto.FLOAT16, TensorProto.INT64} and encoder.engine.config.inputs[0].dtype == "float16"
     mels = mel_noise(encoder.mel_bins, [930])
     np.testing.assert_allclose(encoder(mels[0]), made["float32"](mels[0]), rtol=0, atol=1e-2)
 

@@ -1,5 +1,6 @@
 """Code2Wav of `--device cuda`: no convolution is left, and the waveform is the same. Its graph runs on a CPU, too."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from shuffled_graph import shuffle
-from test_code2wav import CAPACITY, CONFIGS, TOLERANCE, Case, build, chunkings
+from test_code2wav import CAPACITY, CONFIGS, TOLERANCE, Case, Waveform, build, chunkings
 from test_code2wav import test_reset_forgets_the_last_waveform as test_reset_forgets_the_last_waveform  # with the `case` of here
 
 from offline.build_engines import build_tree
@@ -25,11 +26,11 @@ def case(request, tmp_path_factory) -> Case:
     return made
 
 
-def lowered(root: Path, dtype: str) -> Code2Wav:
+def lowered(root: Path, dtype: str) -> Waveform:
     """The engine for CUDA from the export in `root`/dtype, on the CPU."""
     build_tree(root / dtype, root / dtype / "cuda", "cuda", {"code2wav": {"capacity": CAPACITY}})
     directory = root / dtype / "cuda" / "code2wav"
-    return Code2Wav(OnnxRuntimeEngine(directory, read_config(directory), threads=1))
+    return Waveform(Code2Wav(OnnxRuntimeEngine(directory, read_config(directory), threads=1)))
 
 
 def graphs(case: Case) -> tuple[onnx.GraphProto, onnx.GraphProto]:
@@ -49,8 +50,8 @@ def test_any_chunking_is_the_full_decode(case):
 
 def test_one_run_of_all_frames_is_the_full_decode(case):
     """`decode` would cut it."""
-    case.vocoder.reset()
-    np.testing.assert_allclose(case.vocoder.engine.run({"codes": case.codes})["pcm"], case.wave, rtol=0, atol=TOLERANCE)
+    engine = case.vocoder.engine
+    np.testing.assert_allclose(engine.run({"codes": case.codes}, engine.new_state())["pcm"], case.wave, rtol=0, atol=TOLERANCE)
 
 
 def test_a_float16_export_is_computed_in_float32(case):
@@ -64,7 +65,7 @@ def test_a_float16_export_is_computed_in_float32(case):
     graph = onnx.load(vocoder.engine.directory / "model.onnx", load_external_data=False).graph
     types = {t.data_type for t in graph.initializer} | {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
     assert types == {TensorProto.FLOAT, TensorProto.INT64}
-    assert vocoder.engine.config["dtype"] == "float32"
+    assert json.loads((vocoder.engine.directory / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_convolutions_are_matrix_products_without_much_around_them(case):
@@ -78,7 +79,7 @@ def test_convolutions_are_matrix_products_without_much_around_them(case):
 
 
 def test_state_is_channels_last(case):
-    states = {s["input"]: s["shape"] for s in case.vocoder.engine.config["state"]}
+    states = {s.input: s.shape for s in case.vocoder.engine.config.state}
     exported, _ = graphs(case)
     convolutions = 0
     for value in exported.input:
@@ -94,7 +95,7 @@ def test_the_order_of_nodes_does_not_matter(case, tmp_path, seed):
     """What belongs together is found by the names of values: as few nodes, and the same waveform."""
     shuffle(case.root / "float32" / "multimodal" / "code2wav", tmp_path / "onnx" / "multimodal" / "code2wav", seed)
     build_tree(tmp_path / "onnx", tmp_path, "cuda", {"code2wav": {"capacity": CAPACITY}})
-    vocoder = Code2Wav(OnnxRuntimeEngine(tmp_path / "code2wav", read_config(tmp_path / "code2wav"), threads=1))
+    vocoder = Waveform(Code2Wav(OnnxRuntimeEngine(tmp_path / "code2wav", read_config(tmp_path / "code2wav"), threads=1)))
     np.testing.assert_allclose(vocoder.decode(case.codes), case.wave, rtol=0, atol=TOLERANCE)
     graph = onnx.load(tmp_path / "code2wav" / "model.onnx", load_external_data=False).graph
     assert Counter(n.op_type for n in graph.node) == Counter(n.op_type for n in graphs(case)[1].node)

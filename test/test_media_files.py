@@ -4,19 +4,21 @@ import os
 import socket
 import struct
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 from test_preprocess_image import CONFIG
 
 from omni_ros.errors import InputError, PromptTooLongError
 from omni_ros.preprocess import media
 from omni_ros.preprocess.audio import load_audio, load_features
 from omni_ros.preprocess.image import image_patches, load_image
-from omni_ros.preprocess.video import load_video
+from omni_ros.preprocess.video import load_video, sample_indices, video_patches
 
 SECOND = 16000
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(SECOND) / SECOND)
@@ -312,3 +314,43 @@ def test_sound_of_a_film_with_a_cover_picture(tmp_path):
     np.testing.assert_allclose(load_audio(path), TONE, atol=1e-4)
     with pytest.raises(InputError, match="ffv1"):
         load_video(path, 2.0, CONFIG)
+
+
+@pytest.mark.parametrize("rate", [Fraction(73, 10), Fraction(24000, 1001), Fraction(1), Fraction(120)])
+def test_odd_frame_rates_and_no_sound(tmp_path, rate):
+    """As many frames as transformers samples; a film without sound is no sound, said in one sentence."""
+    path = tmp_path / "odd.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate, width=64, height=64, pix_fmt="yuv420p")
+        for i in range(31):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 8 * i, np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    frames = load_video(path, 2.0, CONFIG)
+    assert len(frames) == len(sample_indices(31, rate, 2.0, CONFIG))
+    patches, grid, seconds = video_patches(frames, 2.0, CONFIG)
+    assert grid[0] == len(frames) // 2 and seconds == 1.0 and len(patches) == grid.prod()
+    with pytest.raises(InputError, match=r"odd\.mkv: has no audio stream"):
+        load_audio(path)
+
+
+def test_more_video_than_the_prompt_has_rows_for(tmp_path):
+    """Said from the header: no frame is decoded."""
+    path = tmp_path / "long.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p")
+        for _ in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    rows = 10 * 144  # 20 frames of 384 x 384 pixels
+    assert load_video(path, 2.0, CONFIG, rows).shape == (20, 384, 384, 3)
+    with pytest.raises(PromptTooLongError, match=rf"long\.mp4 takes {rows} rows of the prompt.*{rows - 1}"):
+        load_video(path, 2.0, CONFIG, rows - 1)
+    with pytest.raises(PromptTooLongError, match="video takes"):
+        video_patches(np.zeros((20, 384, 384, 3), np.uint8), 2.0, CONFIG, rows - 1)
+
+
+def test_features_longer_than_the_prompt(tmp_path):
+    save_file({"input_features": np.zeros((128, 500), np.float32)}, tmp_path / "mel.safetensors")
+    assert load_features(tmp_path / "mel.safetensors", 5.0).shape == (128, 500)
+    with pytest.raises(PromptTooLongError, match=r"mel\.safetensors"):
+        load_features(tmp_path / "mel.safetensors", 4.9)

@@ -24,6 +24,7 @@ parts = [{"type": "audio", "audio": np.sin(np.arange(8000, dtype=np.float32))},
 *_, end = pipeline.generate(Request([{"role": "user", "content": parts}], max_generate_length=4, max_audio_length=4))
 assert isinstance(end, Finished) and end.codes.shape[1]
 pipeline.close()
+assert not {"huggingface_hub", "httpx", "httpx2", "requests", "torch", "transformers"} & set(sys.modules)
 time.sleep(8)  # the first look-up of an address came after 6 s
 """
 

@@ -98,6 +98,25 @@ def test_four_bits_where_the_design_says_so(parts: dict[str, Checkpoint]) -> Non
         assert set(packed(parts[name])) == {f"{name}.model.layers.{i}.{x}" for i in range(layers) for x in linears}
 
 
+def test_one_folder_with_every_part(out: Path, root: Checkpoint, samples_dir: Path, tmp_path: Path) -> None:
+    """--single_folder: the same tensors under the root's names, beside all that was never quantised; exported without flags."""
+    counts = [word for kind, n in COUNTS.items() for word in (f"--talker_num_{kind}", n)]
+    lengths = [word for name, n in SHORT.items() for word in (f"--{name}", n)]
+    options = ["--device", "cpu", "--calibration_dir", samples_dir, "--single_folder", *counts, *lengths]
+    run("offline.quantize", "--model_dir", root.directory, "--output_dir", tmp_path / "whole", *options)
+    whole, parts = Checkpoint(tmp_path / "whole"), {name: Checkpoint(out / name) for name in ("thinker", "talker")}
+    assert whole.config == root.config and sorted(p.name for p in tmp_path.iterdir()) == ["whole"]
+    for name in whole.tensors:
+        part = parts.get(name.split(".")[0])
+        source = part if part is not None and name in part else root
+        assert whole.read(name).tobytes() == source.read(name).tobytes(), name
+    assert set(packed(whole)) == {*packed(parts["thinker"]), *packed(parts["talker"])}
+    report = json.loads((tmp_path / "whole" / "quantization_report.json").read_text())
+    assert report["samples"] == COUNTS
+    run("offline.export_onnx", tmp_path / "whole", tmp_path / "onnx")
+    assert len(list((tmp_path / "onnx").rglob("model.onnx"))) == 6
+
+
 def test_tensors_decode_to_the_original_weights(parts: dict[str, Checkpoint], root: Checkpoint) -> None:
     for part in parts.values():
         for linear in packed(part):

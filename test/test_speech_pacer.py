@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from simulated_clock import SimulatedClock
 
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.heard import SAMPLE_RATE
@@ -101,3 +102,76 @@ def test_a_response_without_speech_ends_at_once(listener):
     listener.publisher.end(1)
     assert time.monotonic() - started < 0.05
     assert listener.speaking == []
+
+
+# ---- on simulated time --------------------------------------------------------------------------------------------
+
+
+class Simulation:
+    def __init__(self, lead: float = 0.3) -> None:
+        self.clock = SimulatedClock()
+        self.chunks: list[tuple[float, np.ndarray]] = []
+        self.speaking: list[tuple[float, bool]] = []
+        self.failures: list[str] = []
+        self.broken = 0  # calls of publish that raise
+        self.pacer = SpeechPacer(
+            self._publish,
+            lambda speaking: self.speaking.append((self.clock.now(), speaking)),
+            lambda error: self.failures.append(str(error)),
+            chunk=0.06,
+            lead=lead,
+            clock=self.clock,
+        )
+
+    def _publish(self, pcm: np.ndarray) -> None:
+        if self.broken:
+            self.broken -= 1
+            raise RuntimeError("no such publisher")
+        self.chunks.append((self.clock.now(), pcm))
+
+
+def test_what_was_heard_is_what_a_loudspeaker_has_played():
+    for stop_after in (0.0, 0.1, 0.29, 0.5, 1.0, 1.99):
+        simulation = Simulation()
+        simulation.pacer.begin(1)
+        simulation.pacer.push(1, ramp(2.0))
+        simulation.clock.sleep(stop_after)
+        simulation.pacer.cancel()
+        assert simulation.pacer.end(1) == pytest.approx(min(stop_after, 2.0) * SAMPLE_RATE, abs=1)
+        sent = sum(pcm.size for _, pcm in simulation.chunks)
+        assert sent <= (stop_after + 0.3 + 0.06) * SAMPLE_RATE
+        simulation.pacer.close()
+
+
+def test_speech_that_ends_by_itself_was_heard_whole_and_ends_when_it_was():
+    simulation = Simulation()
+    simulation.pacer.begin(1)
+    simulation.pacer.push(1, ramp(1.0))
+    assert simulation.pacer.end(1) == SAMPLE_RATE
+    assert simulation.clock.now() == pytest.approx(1.0, abs=0.005)
+    assert simulation.pacer.silent_since == pytest.approx(1.0, abs=0.005)
+    simulation.pacer.close()
+
+
+def test_a_stop_counts_as_silent_only_when_what_cannot_be_recalled_was_played():
+    simulation = Simulation()
+    simulation.pacer.begin(1)
+    simulation.pacer.push(1, ramp(5.0))
+    simulation.clock.sleep(1.0)
+    simulation.pacer.cancel()
+    assert 1.2 < simulation.pacer.silent_since < 1.4
+    simulation.pacer.close()
+
+
+def test_one_exception_of_publish_costs_one_response():
+    simulation = Simulation()
+    simulation.broken = 1
+    simulation.pacer.begin(1)
+    simulation.pacer.push(1, ramp(1.0))
+    simulation.pacer.end(1)
+    assert simulation.failures == ["no such publisher"] and simulation.chunks == []
+    simulation.pacer.begin(2)
+    simulation.pacer.push(2, ramp(1.0))
+    assert simulation.pacer.end(2) == SAMPLE_RATE
+    assert [speaking for _, speaking in simulation.speaking][-2:] == [True, False]
+    simulation.pacer.close()

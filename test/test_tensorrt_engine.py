@@ -654,7 +654,7 @@ def test_what_is_checked_at_load_is_what_tensorrt_makes_of_the_graph(trt, engine
         get_tensor_dtype = staticmethod(lambda name: tensors[name].dtype)
         get_tensor_profile_shape = staticmethod(lambda name, i: profiles[i][name])
 
-    check_plan(trt, Engine(), tensorrt_dirs["odd"] / folder, config)
+    check_plan(trt, Engine(), tensorrt_dirs["odd"] / folder, config, config.tensorrt)
     assert [t.name for t in inputs if t.is_shape_tensor] == config.tensorrt.host_inputs
     del parser
 

@@ -14,6 +14,7 @@ def build(folder: EngineFolder) -> None:
     Raises CheckpointError for another dtype, and for a model that the GPU kernels cannot take.
     """
     config, weights, dtype = folder.config, "as exported", folder.config["dtype"]
+    folder.add_self_check()
     if "decoder" in config:
         if dtype != "float16":
             raise CheckpointError(f"{folder.source}: exported as {dtype}; a GPU wants it exported with --dtype float16")

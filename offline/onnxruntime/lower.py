@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from ..graphs.builder import DOMAIN
 from ..graphs.builder import OPSET as EXPORT_OPSET
 from ..graphs.external_data import NUMPY_TYPE, ExternalData, StoredGraph, in_parallel
+from .int4 import INT4_BLOCK, int4_weights, quantize_int4
 
 OPSET = 23  # of the lowered graphs
-INT4_BLOCK = 32
 MICROSOFT = "com.microsoft"
 
 
@@ -29,7 +29,8 @@ class Lowering:
     """One graph on its way from `source` to `target`; weights pass through one expert or one matrix at a time."""
 
     def __init__(self, source: Path, target: Path, int4: bool):
-        self.stored, self.target, self.int4 = StoredGraph(source), target, int4
+        self.stored, self.target = StoredGraph(source), target
+        self.int4 = int4_weights(self.stored) if int4 else set()
         self.graph = self.stored.model.graph
         self.initializers: list[TensorProto] = []
         self.nodes: list[onnx.NodeProto] = []
@@ -86,7 +87,7 @@ class Lowering:
             activation_beta=0.0,
         )
         gate_up_name = gate.replace("gate_proj", "gate_up_proj")
-        if self.int4 and hidden % INT4_BLOCK == inner % INT4_BLOCK == 0:
+        if gate in self.int4:
             w1 = self.add_int4(gate_up_name, [experts, 2 * inner, hidden], gate_up)
             w2 = self.add_int4(down, [experts, hidden, inner], downs)
             self.nodes.append(
@@ -142,13 +143,6 @@ class Lowering:
             )
         )
 
-    def is_int4_gemm(self, node: onnx.NodeProto) -> bool:
-        """A linear layer large enough to matter; routers (few rows) decide discretely and stay exact."""
-        if not self.int4 or node.op_type != "Gemm" or node.input[1] not in self.stored or node.input[1].endswith("gate.weight"):
-            return False
-        out, inner = self.stored.shape(node.input[1])
-        return inner % INT4_BLOCK == 0 and out >= INT4_BLOCK
-
     # ---- graph ------------------------------------------------------------------------------------------------------
     def run(self, dimensions: dict[str, int]) -> None:
         """`dimensions` fixes symbolic sizes, such as capacity."""
@@ -167,7 +161,7 @@ class Lowering:
                 )
             elif is_encoder_attention(node):
                 self.nodes.append(encoder_attention(node))
-            elif self.is_int4_gemm(node):
+            elif node.op_type == "Gemm" and node.input[1] in self.int4:
                 self.gemm_int4(node)
             else:
                 self.nodes.append(node)
@@ -251,15 +245,3 @@ def encoder_attention(node: onnx.NodeProto) -> onnx.NodeProto:
         num_heads=a["q_num_heads"],
         **({"scale": a["scale"]} if "scale" in a else {}),
     )
-
-
-def quantize_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[..., K] float32 -> packed codes uint8 [..., K/2] (low nibble first, zero point 8) and scales [..., K/32].
-
-    The scale maps the block's largest magnitude to -8, the one extra code of the signed range.
-    """
-    blocks = weight.reshape(*weight.shape[:-1], -1, INT4_BLOCK)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    scale = np.where(largest == 0, 1.0, largest / -8).astype(np.float32)
-    codes = (np.clip(np.round(blocks / scale), -8, 7) + 8).astype(np.uint8).reshape(weight.shape)
-    return codes[..., 0::2] | (codes[..., 1::2] << 4), scale[..., 0]

@@ -50,6 +50,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _workshop(target: Path) -> Iterator[tuple[Path, bool]]:
     """A locked, empty, hidden folder beside `target`, and whether another process has one there for the same target."""
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{target.name}.", ".partial"
     workshop = Path(tempfile.mkdtemp(suffix, prefix, target.parent))
@@ -67,6 +68,9 @@ def _workshop(target: Path) -> Iterator[tuple[Path, bool]]:
         shutil.rmtree(workshop, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+        for folder in made:  # if it failed, they are empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _lock(folder: Path) -> int | None:

@@ -8,6 +8,7 @@ config.json of the engine is the exported one with the limits it was built for a
     files       name -> size of every other file
     checksums   name -> SHA-256 of every other file
     graph_sha256   model.onnx's, where the engine has one
+    self_check  what the engine should answer to a few inputs (self_check.py)
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from pathlib import Path
 from omni_ros import __version__
 from omni_ros.errors import CheckpointError
 
+from ..graphs.external_data import StoredGraph
 from .graph_folder import files_of, read_sealed, sha256
+from .self_check import set_bound, store
 
 BLOCK = 1 << 20  # bytes copied and hashed at a time
 
@@ -57,6 +60,10 @@ class EngineFolder:
             if name not in ("model.onnx", "model.onnx.data"):
                 self.copy(name)
 
+    def add_self_check(self, graph: StoredGraph | None = None) -> None:
+        """Store what the engine should answer; `graph` is the exported graph with the weights that the build gives it."""
+        store(graph or StoredGraph(self.source), self.directory, self.config)
+
     def write(self, backend: str, weights: str, dtype: str, graph_sha256: str | None = None) -> None:
         """config.json, when every other file is there: limits in the place of symbolic sizes, `dtype` in that of float16.
 
@@ -67,6 +74,8 @@ class EngineFolder:
             entry["dtype"] = entry["dtype"].replace("float16", dtype)
             entry["shape"] = [limits.get(d, d) if isinstance(d, str) else d for d in entry["shape"]]
         config.update(backend=backend, weights=weights, dtype=dtype)
+        if "self_check" in config:
+            set_bound(config)
         config["provenance"].update(onnx_sha256=config["graph_sha256"], built_with=__version__)
         files = files_of(self.directory)
         config["files"] = {p.name: p.stat().st_size for p in files}

@@ -45,6 +45,7 @@ def build(folder: EngineFolder, target: str | None = None) -> None:
             f"{folder.source}: has NVFP4 weights, {target} cannot compute with them (sm100 and newer can): "
             "export the 16-bit checkpoint, or use --backend onnxruntime"
         )
+    folder.add_self_check()
     cache = folder.place.parent / f"timing-{trt.__version__}-{target}.cache"
     with tempfile.TemporaryDirectory(dir=folder.directory.parent) as work:
         lowering = lower(trt, folder.source, Path(work), target, limits.get("capacity", 0))

@@ -3,7 +3,7 @@
 class Chat(Face):
     def text(self, delta): print(delta, end="", flush=True)
 
-dialogue = Dialogue(Pipeline.open("engines/"), Chat())
+dialogue = Dialogue(Pipeline.open("engines/").conversation(), Chat())
 dialogue.ask("What is your name?")
 dialogue.join()
 """

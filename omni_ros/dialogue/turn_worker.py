@@ -27,8 +27,8 @@ class _Progress:
 class TurnWorker:
     """Runs the newest submitted turn; at most one more waits. A turn lasts until its speech was heard.
 
-    `conversation` offers generate(request) and cancel(), and where it can, feed(messages) and reset(): a Conversation, or a
-    Pipeline. Between turns it is fed the history as the next turn will send it.
+    `conversation` offers generate, feed, cancel and reset as pipeline.conversation.Conversation. Between turns it is fed the
+    history as the next turn will send it.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class TurnWorker:
             if turn is not None:
                 self._begin(turn)
             history = self._history.messages(self._system_prompt())
-        if forgotten and hasattr(self._conversation, "reset"):
+        if forgotten:
             self._conversation.reset()
         if turn is None:
             self._feed(history)
@@ -179,7 +179,7 @@ class TurnWorker:
     def _feed(self, history: list[Message]) -> None:
         """Compute ahead what the next turn will begin with; the user does not wait for it then."""
         try:
-            if history and hasattr(self._conversation, "feed"):
+            if history:
                 self._conversation.feed(history, special_tokens=False)
         except PromptTooLongError:
             return  # the next turn shortens the history as far as it has to
@@ -228,12 +228,14 @@ class TurnWorker:
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
             return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
+        if finished is None:
+            return Outcome("cancelled")
         answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
         reason = "cancelled" if turn.cancelled else finished.reason
         times = {"first_text": progress.first_text, "first_audio": progress.first_audio}
         return Outcome(reason, finished.audio_reason, finished.text, metrics=dict(finished.metrics), **times)
 
-    def _generate(self, turn: UserTurn, progress: _Progress) -> Finished:
+    def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """The answer, with as much of the history as there is room for."""
         dropped = 0
         while True:
@@ -244,7 +246,7 @@ class TurnWorker:
             request = Request(messages, special_tokens=False, **self._options())
             progress.answer.spoken = request.audio_output
             try:
-                finished = self._stream(turn, request, progress)
+                finished = self._play(turn, request, progress)
             except PromptTooLongError:
                 if dropped >= remembered:  # the new turn alone is too long; the history is not to blame
                     raise
@@ -254,23 +256,28 @@ class TurnWorker:
                     self._history.drop(dropped)
                 return finished
 
-    def _stream(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished:
-        answer = progress.answer
-        with closing(self._conversation.generate(request)) as events:  # whatever is raised here, it must not stay open
+    def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
+        """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
+        with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
+            if turn.cancelled:
+                return None
+            events = self._conversation.generate(request)
+        finished = None
+        with closing(events):  # whatever is raised here, the conversation must not stay busy
             for event in events:
                 since = self._clock.now() - turn.closed_at
                 if isinstance(event, Finished):
                     finished = event
-                elif turn.cancelled:  # before generate() had begun, so that its cancel() had nothing to stop
-                    self._conversation.cancel()
+                elif turn.cancelled:
+                    continue  # it was made before the conversation heard of it
                 elif isinstance(event, TextDelta):
                     progress.first_text = progress.first_text or since
-                    answer.pieces.append((event.text, len(event.token_ids)))
+                    progress.answer.pieces.append((event.text, len(event.token_ids)))
                     self._on_text(event.text)
                 elif isinstance(event, TextFinished):
                     self._on_response(event.text)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = progress.first_audio or since
-                    answer.samples += event.pcm.size
+                    progress.answer.samples += event.pcm.size
                     self._speech.push(turn.response, event.pcm)
-        return finished  # always the last event
+        return finished

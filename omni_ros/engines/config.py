@@ -162,6 +162,17 @@ class DecoderConfig:
 
 
 @dataclass
+class SelfCheckConfig:
+    """What the engine should answer, and how closely: see self_check.py. Without a file, none could be made."""
+
+    file: str = ""
+    calls: int = 0
+    cosine: float = 0.0  # at least, of every output; 0: of codes only
+    first_code: float = 0.0  # CodePredictor: share of frames whose first code is right, at least
+    skipped: str = ""  # why there is none
+
+
+@dataclass
 class TensorRTConfig:
     package: str
     version: str
@@ -205,6 +216,7 @@ class EngineConfig:
     position: PositionConfig | None = None
     decoder: DecoderConfig | None = None
     tensorrt: TensorRTConfig | None = None
+    self_check: SelfCheckConfig | None = None
     graph_sha256: str = ""
     engine_sha256: str = ""  # of a TensorRT plan
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def gpu_target() -> str | None:
 class CudaDevice:
     """One thread at a time, which its engine sees to; calls return before the GPU has done the work, except `wait`."""
 
-    stream: object | None = None
+    stream: Any = None
 
     def __init__(self, name: str):
         """`name` is the engine's, for messages."""
@@ -77,7 +78,7 @@ class CudaDevice:
         if self.stream is not None:
             self.close()
 
-    def call(self, function: Callable, *arguments: object) -> object:
+    def call(self, function: Callable, *arguments: object) -> Any:
         """The (first) value that a CUDA call returns. Raises EngineError when it returns an error."""
         error, *values = function(*arguments)
         if error != self.cuda.cudaError_t.cudaSuccess:
@@ -96,16 +97,16 @@ class CudaDevice:
     # ---- memory -----------------------------------------------------------------------------------------------------
     def free_memory(self) -> int:
         """Bytes that can be allocated."""
-        free = self.call(self.cuda.cudaMemGetInfo)
+        free: int = self.call(self.cuda.cudaMemGetInfo)
         if self.call(self.cuda.cudaDeviceGetAttribute, self.cuda.cudaDeviceAttr.cudaDevAttrIntegrated, 0):
             # A Jetson's GPU has the CPU's memory; CUDA counts files that the kernel keeps in it, and would drop, as used.
             available = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text())
-            free = max(free, int(available[1]) << 10)
+            free = max(free, int(available[1]) << 10) if available else free
         return free
 
     def memory(self, size: int) -> int:
         """The address of `size` new bytes of GPU memory; TensorRT wants an address even for none."""
-        address = self.call(self.cuda.cudaMalloc, max(size, 1))
+        address: int = self.call(self.cuda.cudaMalloc, max(size, 1))
         self.undo.callback(self.cuda.cudaFree, address)
         return address
 
@@ -113,7 +114,7 @@ class CudaDevice:
         """uint8 [size] of host memory that the GPU copies from and to by itself."""
         address = self.call(self.cuda.cudaMallocHost, max(size, 1))
         self.undo.callback(self.cuda.cudaFreeHost, address)
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
 
     def constant(self, array: np.ndarray) -> int:
         """The address of a copy of `array` in GPU memory."""
@@ -139,7 +140,7 @@ class CudaDevice:
     def zero(self, address: int, size: int) -> None:
         self.call(self.cuda.cudaMemsetAsync, address, 0, size, self.stream)
 
-    def capture(self, work: Callable[..., None], *arguments: object) -> object:
+    def capture(self, work: Callable[..., None], *arguments: object) -> Any:
         """A graph of what `work(*arguments)` puts on the stream; nothing is run. Other threads may use CUDA meanwhile."""
         cuda = self.cuda
         self.call(cuda.cudaStreamBeginCapture, self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
@@ -155,7 +156,7 @@ class CudaDevice:
         self.undo.callback(cuda.cudaGraphExecDestroy, executable)
         return executable
 
-    def launch(self, graph: object) -> None:
+    def launch(self, graph: Any) -> None:
         self.call(self.cuda.cudaGraphLaunch, graph, self.stream)
 
     def wait(self) -> None:

@@ -5,7 +5,7 @@ import traceback
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,9 @@ class State:
     def close(self) -> None:
         """Give its memory back; it cannot be used afterwards. A second call does nothing."""
         self.closed = True
+
+
+S = TypeVar("S", bound=State)
 
 
 class Engine(Protocol):
@@ -118,6 +121,13 @@ def check_rows(config: EngineConfig, inputs: dict[str, np.ndarray], state: State
             "or shorten the turn"
         )
     return rows
+
+
+def own_state(kind: type[S], state: State | None) -> S | None:
+    """`state` as the kind that a backend makes."""
+    if state is None or isinstance(state, kind):
+        return state
+    raise ValueError(f"{state.name}: this state was made by an engine of another backend")
 
 
 def was_closed(config: EngineConfig, directory: Path) -> EngineError:

@@ -9,6 +9,7 @@ import numpy as np
 
 from omni_ros.engines.config import EngineConfig, read_config
 from omni_ros.engines.engine import Engine, Running
+from omni_ros.engines.self_check import check_answers
 from omni_ros.engines.sidecar import check_sidecar
 from omni_ros.engines.verify import MODES, check_sums, check_sums_behind, is_quick
 from omni_ros.errors import EngineError
@@ -37,6 +38,11 @@ def open_engine(directory: str | Path, threads: int = 0, verify: str | None = No
         check_sums(directory, config)
     with Running():  # an error keeps nothing of what had been loaded
         engine = backend.open_engine(directory, config, threads)
+        try:
+            check_answers(engine)
+        except BaseException:
+            engine.close()
+            raise
     engine.verified = True if at_once and config.checksums else None
     if verify is None and not at_once:
         check_sums_behind(engine)

@@ -55,6 +55,15 @@ class Stored:
             data[start : start + BLOCK] = self.read(start, min(BLOCK, len(data) - start))
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows `ids` [n] of a matrix, in memory [n, width]."""
+        count, width = self.shape
+        if len(ids) and not 0 <= ids.min() <= ids.max() < count:
+            raise IndexError(f"{self.path}: rows from {ids.min()} to {ids.max()} of {count}")
+        size = width * self.dtype.itemsize
+        data = b"".join(self.read(i * size, size) for i in ids.tolist())
+        return np.frombuffer(data, self.dtype).reshape(len(ids), width)
+
 
 class Sidecar:
     """An open .safetensors file: `tensors` by name. Raises EngineError when its header is damaged or the file too short."""
@@ -66,7 +75,9 @@ class Sidecar:
             file = path.open("rb")
             size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length <= size - 8 else None
+            if length > size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 (begin, end), shape = entry["data_offsets"], tuple(entry["shape"])
@@ -105,25 +116,17 @@ class Embedding:
     """A token table [vocab, hidden]; `embedding[ids]` is float32 [len(ids), hidden]."""
 
     def __init__(self, path: Path):
-        self.sidecar = Sidecar(path)
-        self.stored = self.sidecar.tensor("weight", None, None)
-        self.weight = self.stored.array() if self.stored.nbytes <= IN_MEMORY else None
-        self.scale = self.sidecar.tensor("scale", self.stored.shape[0]).array() if "scale" in self.sidecar.tensors else None
+        sidecar = Sidecar(path)
+        stored = sidecar.tensor("weight", None, None)
+        self.weight: np.ndarray | Stored = stored.array() if stored.nbytes <= IN_MEMORY else stored
+        self.scale = sidecar.tensor("scale", stored.shape[0]).array() if "scale" in sidecar.tensors else None
 
     def __getitem__(self, ids: np.ndarray | list[int]) -> np.ndarray:
         ids = np.asarray(ids)
-        rows = self._read(ids) if self.weight is None else self.weight[ids]
+        rows = self.weight[ids] if isinstance(self.weight, np.ndarray) else self.weight.rows(ids)
         if self.scale is not None:
             return FP8_E4M3[rows] * self.scale[ids, None]
         return rows.astype(np.float32)
-
-    def _read(self, ids: np.ndarray) -> np.ndarray:
-        rows, width = self.stored.shape
-        if len(ids) and not 0 <= ids.min() <= ids.max() < rows:
-            raise IndexError(f"{self.stored.path}: ids from {ids.min()} to {ids.max()}, has {rows} rows")
-        size = width * self.stored.dtype.itemsize
-        data = b"".join(self.stored.read(i * size, size) for i in ids.tolist())
-        return np.frombuffer(data, self.stored.dtype).reshape(len(ids), width)
 
 
 class Projection:

@@ -36,10 +36,10 @@ class AudioInput:
     """Subscribes topic `audio` while it exists (from construction to `close`).
 
     With type `auto` it waits for a publisher and takes its type: two subscriptions of different types on one topic are not
-    possible in DDS. A publisher that starts later than the node is heard from the moment at which both ends know each
-    other. With the type given, DDS had matched them before rclpy's create_publisher was 2 ms old, and nothing was lost; with
-    `auto` the looks and a second exchange cost the first 30-60 ms. In a new process, its participant has to be discovered
-    first: docs/parameters.md says what that takes.
+    possible in DDS. A publisher that starts later is heard from the moment at which both ends know each other. What that
+    takes was measured with Fast DDS on one machine: of a new publisher in a process that is known, nothing is lost where the
+    type is given, 20-60 ms with `auto`. A new process is discovered after 1.5 to 2.4 s (at most 3 s, the period at which
+    the node announces itself); with config/fastdds_discovery.xml in the node's environment after 0.15 s at most in six runs.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
@@ -10,6 +11,9 @@ from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
+
+if TYPE_CHECKING:
+    from omni_ros.pipeline.conversation import Conversation
 
 STOP_WITHIN = 1.2  # seconds that a turn is given to reach its next decode step when the node stops
 
@@ -42,15 +46,15 @@ class Configured:
         started = time.monotonic()
         self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"))
         # One conversation: it keeps what it computed from turn to turn.
-        self._conversation = getattr(self._pipeline, "conversation", lambda: self._pipeline)()
         try:
-            self._warm_up(parameters.generation_options(node))
+            conversation = self._pipeline.conversation()
+            self._warm_up(conversation, parameters.generation_options(node))
         except BaseException:
             self._pipeline.close()
             raise
         self.load_seconds = time.monotonic() - started
         self.dialogue = Dialogue(
-            self._conversation,
+            conversation,
             face,
             endpointer=endpointer,
             settings=parameters.settings(node),
@@ -61,22 +65,19 @@ class Configured:
             audio_timeout_drops=value("audio_timeout_drops"),
         )
 
-    def _warm_up(self, options: dict) -> None:
+    @staticmethod
+    def _warm_up(conversation: "Conversation", options: dict) -> None:
         """With speech, whatever the parameters say: it may be switched on later, and the speaker's name is checked here."""
         from omni_ros.pipeline.request import Request
 
         sample = [{"type": "image", "image": np.zeros((224, 224, 3), np.uint8)},
                   {"type": "audio", "audio": np.zeros(SAMPLE_RATE, np.float32)}]  # fmt: skip
         options = options | {"max_generate_length": 2, "max_audio_length": 2, "audio_output": True}
-        for _ in self._conversation.generate(Request([{"role": "user", "content": sample}], **options)):
+        for _ in conversation.generate(Request([{"role": "user", "content": sample}], **options)):
             continue  # its events are of no use
-        if hasattr(self._conversation, "reset"):
-            self._conversation.reset()
+        conversation.reset()
 
     def close(self) -> None:
         """Stop the threads and free the engines, unless one of them cannot be interrupted any more."""
-        if not self.dialogue.close(STOP_WITHIN):
-            return
-        if self._conversation is not self._pipeline:
-            self._conversation.close()
-        self._pipeline.close()
+        if self.dialogue.close(STOP_WITHIN):
+            self._pipeline.close()

@@ -90,15 +90,13 @@ class Health:
             return DiagnosticStatus.ERROR, turn.error
         if now - self._defect[1] < RECENT:
             return DiagnosticStatus.ERROR, f"survived a defect: {self._defect[0]}"
+        warnings = [self._bad[0]] if now - self._bad[1] < RECENT else []
+        warnings += self._conditions.values()
         if turn is not None and turn.reason == "kv_cache_full":
-            return DiagnosticStatus.WARN, "the last reply was cut: KV cache full"
-        if turn is not None and turn.audio_reason in CUT_SHORT:
-            return DiagnosticStatus.WARN, f"the last reply's speech was cut: {CUT_SHORT[turn.audio_reason]}"
-        if self._conditions:
-            return DiagnosticStatus.WARN, "; ".join(self._conditions.values())
-        if now - self._bad[1] < RECENT:
-            return DiagnosticStatus.WARN, self._bad[0]
-        return DiagnosticStatus.OK, state
+            warnings.append("the last reply was cut: KV cache full")
+        elif turn is not None and turn.audio_reason in CUT_SHORT:
+            warnings.append(f"the last reply's speech was cut: {CUT_SHORT[turn.audio_reason]}")
+        return (DiagnosticStatus.WARN, "; ".join(warnings)) if warnings else (DiagnosticStatus.OK, state)
 
 
 def _text(value: object) -> str:

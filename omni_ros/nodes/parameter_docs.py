@@ -43,6 +43,17 @@ are taken for decimal ones.
 """
 
 
+DOCS_TAIL = """
+## A microphone that starts after the node
+
+It is heard from the moment at which its process and the node know each other. Fast DDS's own settings make that 1.5 to
+2.4 s for a new process (3 s at most); with [config/fastdds_discovery.xml](../config/fastdds_discovery.xml) in the node's
+environment, as the launch file sets it, 0 to 0.15 s. In a process that is known already, nothing is lost where `audio_in_type`
+is given, and 20 to 60 ms where it is `auto`. Measured on one machine, microphone and node in two processes. A driver that waits
+for a subscriber before it records loses nothing.
+"""
+
+
 def yaml_text() -> str:
     lines = [YAML_HEAD]
     for number, (title, section) in enumerate(SECTIONS.items()):
@@ -62,7 +73,7 @@ def docs_text() -> str:
             span = f"{p.low:.12g} to {p.high:.12g}" if p.low is not None else ""
             meaning = p.description + (f"; {p.constraint}" if p.constraint else "")
             lines.append(f"| `{p.name}` | {_yaml(p.default)} | {span} | {'yes' * p.fixed} | {meaning} |\n")
-    return "".join(lines)
+    return "".join(lines) + DOCS_TAIL
 
 
 def files() -> dict[Path, str]:

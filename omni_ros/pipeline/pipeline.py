@@ -99,7 +99,7 @@ class Pipeline:
             thinker,
             PromptBuilder(tokenizer, config, engines["thinker"].config.limits.max_input_len),
             MediaReader(vision, config.spatial_merge_size, audio, visual),
-            self._voice(thinker) if "talker" in engines else None,
+            self._voice(thinker) if engines.keys() >= set(SPEECH) else None,
         )
 
     def _voice(self, thinker: Thinker) -> Voice:

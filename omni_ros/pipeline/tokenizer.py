@@ -56,7 +56,7 @@ class ChatTokenizer:
         except Exception as e:  # templates are programs, and the checkpoint's
             raise InputError(f"the chat template fails on these messages: {type(e).__name__}: {e}") from e
         try:
-            pieces = HIDDEN.split(text)  # template, number of a hidden text, template, ...
+            pieces = HIDDEN.split(text) if spelled else [text]  # template, number of a hidden text, template, ...
             ids: list[int] = []
             for i, piece in enumerate(pieces):
                 tokenizer, piece = (self.plain, spelled[int(piece)]) if i % 2 else (self.tokenizer, piece)

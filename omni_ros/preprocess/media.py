@@ -62,6 +62,8 @@ def open_container(path: str | Path, what: str) -> Iterator[av.container.InputCo
                 yield container
     except InputError:
         raise
+    except av.ArgumentError as e:  # what FFmpeg says of a container outside the list
+        raise InputError(f"{path}: not a readable {what} file: damaged, or none of {CONTAINERS}") from e
     except Exception as e:  # noqa: BLE001 - on damaged files PyAV raises nearly anything, from ValueError to MemoryError
         raise InputError(f"{path}: not a readable {what} file ({e})") from e
 

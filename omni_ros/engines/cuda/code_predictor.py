@@ -14,6 +14,7 @@ from omni_ros.engines.cuda.compiler import DECODE
 from omni_ros.engines.cuda.decode import DecodeLayers
 from omni_ros.engines.cuda.kernels import Kernels
 from omni_ros.engines.cuda.rope import RopeTable
+from omni_ros.engines.cuda.sizes import decoder_sizes
 from omni_ros.engines.cuda.weights import DeviceWeights
 from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.engines.engine import Running, State, was_closed
@@ -26,9 +27,11 @@ class CudaCodePredictor:
     """See engine.Engine. Every frame begins anew: its states are empty, and there may be any number of them."""
 
     max_rows = 1
+    verified: bool | str | None = None
 
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config, self.running = directory, config, Running()
+        self.decoder = decoder_sizes(directory, config)
         self.device = CudaDevice(config.engine)
         try:
             self._load()
@@ -37,7 +40,7 @@ class CudaCodePredictor:
             raise
 
     def _load(self) -> None:
-        c, device = self.config.decoder, self.device
+        c, device = self.decoder, self.device
         self.rows, self.hidden, self.noise_width = c.num_code_groups, c.hidden_size, self.config.model.noise_width
         kernels = Kernels(device, self.directory, c, DECODE)
         self.weights = DeviceWeights(device, self.directory)
@@ -59,7 +62,7 @@ class CudaCodePredictor:
         self.graph = device.capture(self._frame)
 
     def _frame(self) -> None:
-        c = self.config.decoder
+        c = self.decoder
         code0_embed, noise = (self.input + float_bytes(n) for n in (self.hidden, 2 * self.hidden))
         embed_sum = self.output + 8 * self.rows
         self.device.upload(self.input, self.pinned_in)
@@ -91,8 +94,8 @@ class CudaCodePredictor:
         self.device.download(self.pinned_out, self.output)
 
     def _row(self, row: int, x: int) -> None:
-        cos_sin = self.cos_sin + row * float_bytes(self.config.decoder.head_dim)
-        for layer in range(self.config.decoder.num_layers):
+        cos_sin = self.cos_sin + row * float_bytes(self.decoder.head_dim)
+        for layer in range(self.decoder.num_layers):
             self.decode.forward(layer, x, self.past + 4 * row, cos_sin)
 
     def new_state(self) -> State:

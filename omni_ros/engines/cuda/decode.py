@@ -92,19 +92,15 @@ class DecodeLayers:
             hidden=c.hidden_size,
         )
         if c.num_experts:
-            args.expert = self.weights.swiglu(
-                *(f"{name}.experts.{p}_proj" for p in ("gate", "up", "down")),
-                c.hidden_size,
-                c.moe_intermediate_size,
-                c.num_experts,
-            )
+            names = (f"{name}.experts.{p}_proj" for p in ("gate", "up", "down"))
+            args.expert = self.weights.swiglu(names, c.hidden_size, c.moe_intermediate_size, c.num_experts)
             gates = router(self.weights, name, c)
             args.gated = len(gates) - 1
             self.gemv(gates, c.hidden_size, x, self.logits, norm)
         if c.shared_intermediate_size:
             dense = f"{name}.shared_expert" if c.num_experts else name
             names = (f"{dense}.{p}_proj.weight" for p in ("gate", "up", "down"))
-            args.shared = self.weights.swiglu(*names, c.hidden_size, c.shared_intermediate_size)
+            args.shared = self.weights.swiglu(names, c.hidden_size, c.shared_intermediate_size)
         width = max(args.expert.inner, args.shared.inner)
         blocks = min(math.ceil(width / (THREADS // 32)), max(1, BLOCKS_PER_SM * self.sms // self.slots))
         self.kernels.launch(

@@ -15,6 +15,7 @@ from omni_ros.engines.cuda.decode import DecodeLayers
 from omni_ros.engines.cuda.kernels import Kernels
 from omni_ros.engines.cuda.prefill import PrefillLayers
 from omni_ros.engines.cuda.rope import RopeTable
+from omni_ros.engines.cuda.sizes import decoder_sizes
 from omni_ros.engines.cuda.weights import DeviceWeights
 from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.engines.engine import OneState, Running, State, check_rows, was_closed
@@ -27,10 +28,13 @@ MAX_ROWS, FEWER_ROWS = 1024, (64, 256)
 class CudaDecoder:
     """See engine.Engine; one state at a time."""
 
+    verified: bool | str | None = None
+
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
         self.running, self.one_state = Running(), OneState(config.engine)
         self.closing: list[Callable[[], None]] = []  # what belongs to this engine and goes with it
+        self.decoder = decoder_sizes(directory, config)
         self.device = CudaDevice(config.engine)
         try:
             self._load()
@@ -39,7 +43,7 @@ class CudaDecoder:
             raise
 
     def _load(self) -> None:
-        c, device = self.config.decoder, self.device
+        c, device = self.decoder, self.device
         self.hidden, self.vocab = c.hidden_size, c.vocab_size
         self.levels = self.config.model.num_deepstack if isinstance(self.config.model, ThinkerConfig) else 0
         self.accept = c.accept_hidden_layer or None  # of the Thinker: its output is what the Talker sees
@@ -57,7 +61,7 @@ class CudaDecoder:
         self._record()
 
     def _allocate(self) -> None:
-        pinned, memory, head_dim = self.device.pinned, self.device.memory, self.config.decoder.head_dim
+        pinned, memory, head_dim = self.device.pinned, self.device.memory, self.decoder.head_dim
         self.roped = self.hidden + head_dim
         self.pinned_in = pinned(float_bytes(self.roped + 1))  # row, cosines and sines, past as int32
         self.pinned_out = pinned(float_bytes(self.vocab + self.hidden))  # logits, hidden
@@ -87,14 +91,14 @@ class CudaDecoder:
     def _step(self) -> None:
         x, cos_sin, past = (self.input + float_bytes(n) for n in (0, self.hidden, self.roped))
         self.device.upload(self.input, self.pinned_in)
-        for layer in range(self.config.decoder.num_layers):
+        for layer in range(self.decoder.num_layers):
             self.decode.forward(layer, x, past, cos_sin)
             if layer + 1 == self.accept:
                 self.device.copy(self.output + float_bytes(self.vocab), x, float_bytes(self.hidden))
         self._logits(x)
 
     def _prompt(self) -> None:
-        layers = self.config.decoder.num_layers
+        layers = self.decoder.num_layers
         for layer in range(layers + 1):
             self.prefill.norm(layer, self.accepted if layer == self.accept else None)
             if layer < layers:
@@ -123,12 +127,13 @@ class CudaDecoder:
         wanted = {name: wanted[name] for name in self.inputs}
         if {name: a.shape for name, a in inputs.items()} != wanted or not rows:
             raise InputError(f"{self.config.engine} takes {wanted}, got { {name: a.shape for name, a in inputs.items()} }")
-        x, positions, features = (inputs.get(name) for name in ("inputs_embeds", "position_ids", "deepstack"))
+        x, positions, features = inputs["inputs_embeds"], inputs["position_ids"], inputs.get("deepstack")
         if features is not None and not features.any():
             features = None
         with self.running:
             self._check_open()
             check_rows(self.config, inputs, state)
+            assert state is not None  # it has seen to that
             if rows == 1 and features is None:
                 hidden = self._one(x, positions, state.length)
             else:

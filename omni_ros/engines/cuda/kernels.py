@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 from pathlib import Path
+from typing import Any
 
 from omni_ros.engines.config import DecoderConfig
 from omni_ros.engines.cuda.compiler import DECODE, PREFILL, load_kernels
@@ -50,7 +51,7 @@ class Kernels:
             for name in NAMES[folder]
         }
 
-    def launch(self, name: str, grid: tuple[int, int], block: int, shared: int, *arguments: object) -> None:
+    def launch(self, name: str, grid: tuple[int, int], block: int, shared: int, *arguments: Any) -> None:
         """Put one kernel on the stream. `arguments` are ctypes values, as the kernel declares them."""
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         driver, config = self.driver, self.driver.CUlaunchConfig()
@@ -71,7 +72,7 @@ class Kernels:
             for kind in (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
         )
 
-    def _call(self, function: object, *arguments: object) -> object:
+    def _call(self, function: Any, *arguments: object) -> Any:
         error, *values = function(*arguments)
         if error != self.driver.CUresult.CUDA_SUCCESS:
             text = self.driver.cuGetErrorString(error)[1]

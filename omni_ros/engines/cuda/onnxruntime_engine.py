@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from omni_ros.engines.config import EngineConfig
-from omni_ros.engines.engine import Running, was_closed
+from omni_ros.engines.engine import Running, State, own_state, was_closed
 from omni_ros.engines.onnxruntime.session import check_graph, check_inputs, load_session, run_graph
 from omni_ros.engines.onnxruntime.state import OnnxRuntimeState
 from omni_ros.errors import EngineError
@@ -24,6 +24,7 @@ class OnnxRuntimeCudaEngine:
     """See engine.Engine; as many states as there is memory for."""
 
     max_rows = MAX_ROWS
+    verified: bool | str | None = None
 
     def __init__(self, directory: Path, config: EngineConfig, threads: int):
         if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -68,13 +69,13 @@ class OnnxRuntimeCudaEngine:
                 raise was_closed(self.config, self.directory)
             return OnnxRuntimeState(self.session, self.config, "cuda")
 
-    def run(self, inputs: dict[str, np.ndarray], state: OnnxRuntimeState | None = None) -> dict[str, np.ndarray]:
-        arrays = check_inputs(self.config, inputs)
+    def run(self, inputs: dict[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
+        arrays, own = check_inputs(self.config, inputs), own_state(OnnxRuntimeState, state)
         with self.running:
             if self.session is None:
                 raise was_closed(self.config, self.directory)
             return self.thread.submit(
-                run_graph, self.session, self.binding if state is None else state.binding, self.config, arrays, state
+                run_graph, self.session, self.binding if own is None else own.binding, self.config, arrays, own
             ).result()
 
     def close(self) -> None:

@@ -174,7 +174,7 @@ class PrefillLayers:
             hidden=c.hidden_size,
         )
         names = (f"{name}.experts.{p}_proj" for p in ("gate", "up", "down"))
-        args.expert = self.weights.swiglu(*names, c.hidden_size, c.moe_intermediate_size, c.num_experts)
+        args.expert = self.weights.swiglu(names, c.hidden_size, c.moe_intermediate_size, c.num_experts)
         self.kernels.launch("route_rows", (math.ceil(self.grid / 4), 1), 128, 0, args, Pointer(self.rows))
         self.kernels.launch(
             "scatter",
@@ -193,7 +193,7 @@ class PrefillLayers:
         self._grouped_gemm(args.expert, groups, slots, self.row, self.expert_inner, self.expert_out)
         if c.shared_intermediate_size:
             names = (f"{name}.shared_expert.{p}_proj.weight" for p in ("gate", "up", "down"))
-            shared = self.weights.swiglu(*names, c.hidden_size, c.shared_intermediate_size)
+            shared = self.weights.swiglu(names, c.hidden_size, c.shared_intermediate_size)
             groups, slots = GroupArgs(rows=self.rows), math.ceil(self.grid / TOKENS)
             self._grouped_gemm(shared, groups, slots, None, self.shared_inner, self.shared_out)
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 
 from omni_ros.engines.cuda.arguments import Matrix, Stacked, SwiGLU
@@ -35,11 +37,11 @@ class DeviceWeights:
         except OSError as e:
             raise EngineError(f"{path}: missing or damaged ({e}); build the engine again") from e
 
-    def _send(self, device: CudaDevice, file: object, size: int) -> int:
+    def _send(self, device: CudaDevice, file: RawIOBase, size: int) -> int:
         base, buffer = device.memory(size), device.pinned(min(CHUNK, size))
         for start in range(0, size, CHUNK):
             part = buffer[: min(CHUNK, size - start)]
-            if file.readinto(part) != len(part):
+            if file.readinto(part.data) != len(part):
                 raise OSError("it became shorter while it was read")
             device.upload(base + start, part)
             device.wait()
@@ -68,7 +70,9 @@ class DeviceWeights:
         """Up to three matrices, by name, of so many rows each."""
         return Stacked.of(*((self.matrix(name, n, width), n) for name, n in rows.items()))
 
-    def swiglu(self, gate: str, up: str, down: str, hidden: int, inner: int, *experts: int) -> SwiGLU:
+    def swiglu(self, names: Iterable[str], hidden: int, inner: int, *experts: int) -> SwiGLU:
+        """The matrices `names`: gate, up, down; stacks of them where `experts` says how many there are."""
+        gate, up, down = names
         first = [self.matrix(name, *experts, inner, hidden) for name in (gate, up)]
         return SwiGLU(*first, self.matrix(down, *experts, hidden, inner), inner)
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 
 from omni_ros.engines.config import EngineConfig
-from omni_ros.engines.engine import Running, was_closed
+from omni_ros.engines.engine import Running, State, own_state, was_closed
 from omni_ros.engines.onnxruntime.session import check_graph, check_inputs, load_session, run_graph
 from omni_ros.engines.onnxruntime.state import OnnxRuntimeState
 
@@ -17,6 +17,7 @@ class OnnxRuntimeEngine:
     """See engine.Engine; as many states as there is memory for."""
 
     max_rows = MAX_ROWS
+    verified: bool | str | None = None
 
     def __init__(self, directory: Path, config: EngineConfig, threads: int):
         self.directory, self.config, self.running = directory, config, Running()
@@ -30,12 +31,12 @@ class OnnxRuntimeEngine:
                 raise was_closed(self.config, self.directory)
             return OnnxRuntimeState(self.session, self.config, "cpu")
 
-    def run(self, inputs: dict[str, np.ndarray], state: OnnxRuntimeState | None = None) -> dict[str, np.ndarray]:
-        arrays = check_inputs(self.config, inputs)
+    def run(self, inputs: dict[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
+        arrays, own = check_inputs(self.config, inputs), own_state(OnnxRuntimeState, state)
         with self.running:
             if self.session is None:
                 raise was_closed(self.config, self.directory)
-            return run_graph(self.session, self.binding if state is None else state.binding, self.config, arrays, state)
+            return run_graph(self.session, self.binding if own is None else own.binding, self.config, arrays, own)
 
     def close(self) -> None:
         with self.running:

@@ -70,7 +70,7 @@ def check_inputs(config: EngineConfig, inputs: dict[str, np.ndarray]) -> dict[st
 
 def run_graph(
     session: ort.InferenceSession,
-    binding: ort.IOBinding | None,  # none in a closed state
+    binding: Any,  # ort.IOBinding; None in a closed state, which is refused
     config: EngineConfig,
     inputs: dict[str, np.ndarray],
     state: OnnxRuntimeState | None,

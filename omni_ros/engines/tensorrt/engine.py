@@ -6,17 +6,17 @@ place). A profile with a single shape, such as a decoder's one-row step, is capt
 Its run fills the pinned inputs, launches that graph, and waits for an event. All other runs put the same work on the stream.
 """
 
-import hashlib
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from omni_ros.engines.config import DecoderLimits, EngineConfig, TensorConfig
-from omni_ros.engines.cuda_device import CudaDevice, gpu_target
-from omni_ros.engines.engine import OneState, Running, check_rows, was_closed
-from omni_ros.engines.tensorrt.package import check_machine, check_plan, make_logger, rebuild_command
+from omni_ros.engines.config import DecoderLimits, EngineConfig, TensorConfig, TensorRTConfig
+from omni_ros.engines.cuda_device import CudaDevice
+from omni_ros.engines.engine import OneState, Running, State, check_rows, own_state, was_closed
+from omni_ros.engines.tensorrt.package import check_plan, make_logger, rebuild_command
 from omni_ros.engines.tensorrt.profile import Profile, Shapes, Tensor
 from omni_ros.engines.tensorrt.state import StateBuffers, TensorRTState
 from omni_ros.errors import EngineError, InputError
@@ -27,25 +27,17 @@ GIB = 1 << 30
 class TensorRTEngine:
     """See engine.Engine; one state at a time."""
 
-    device: CudaDevice | None = None
+    verified: bool | str | None = None
 
-    def __init__(self, directory: Path, config: EngineConfig):
-        self.directory, self.config = directory, config
+    def __init__(self, directory: Path, config: EngineConfig, built: TensorRTConfig, trt: ModuleType, plan: np.ndarray):
+        """`trt` is the TensorRT that `built` names, `plan` uint8 the content of model.engine."""
+        self.directory, self.config, self.built = directory, config, built
         self.running, self.one_state = Running(), OneState(config.engine)
         self.max_rows = config.limits.max_input_len if isinstance(config.limits, DecoderLimits) else 1
         self.position = config.position.input if config.position else None
         self.inputs = {i.name: i for i in config.fed}
         self.profiles: list[Profile] = []
-        trt = check_machine(directory, config.tensorrt)
-        path = directory / "model.engine"
-        try:
-            plan = np.memmap(path, np.uint8, mode="r")  # only while it is loaded
-        except (OSError, ValueError) as e:
-            raise EngineError(f"{path}: cannot be read ({e}); build the engine again") from e
-        if hashlib.sha256(plan).hexdigest() != config.engine_sha256:
-            raise EngineError(
-                f"{path}: damaged (its checksum differs from config.json); copy it again, or {rebuild_command(gpu_target())}"
-            )
+        self.engine: Any = None  # trt.ICudaEngine
         self.device = CudaDevice(config.engine)
         try:
             with Running():  # whoever keeps an error would keep TensorRT's share of the GPU
@@ -58,22 +50,22 @@ class TensorRTEngine:
     def _load(self, trt: ModuleType, plan: np.ndarray) -> None:
         device = self.device
         sizes = [math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in self.config.state]
-        state = sum(size * (1 if s.in_place else 2) for s, size in zip(self.config.state, sizes))
-        self._check_memory({"weights": len(plan), "state": state})
+        state_bytes = sum(size * (1 if s.in_place else 2) for s, size in zip(self.config.state, sizes))
+        self._check_memory({"weights": len(plan), "state": state_bytes})
         self.logger = make_logger(trt)
         self.runtime = trt.Runtime(self.logger)
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise EngineError(
                 f"{self.directory / 'model.engine'}: TensorRT {trt.__version__} cannot load it ({self._errors()}); "
-                f"{rebuild_command(gpu_target())}"
+                f"{rebuild_command(self.built.target)}"
             )
-        check_plan(trt, self.engine, self.directory, self.config)
+        check_plan(trt, self.engine, self.directory, self.config, self.built)
         activations = self.engine.device_memory_size_v2
-        self._check_memory({"state": state, "activations": activations})
+        self._check_memory({"state": state_bytes, "activations": activations})
         # The contexts share one activation memory: on one stream they never run at the same time.
         scratch = device.memory(activations)
-        profiles, host_inputs = self.config.tensorrt.profiles.values(), self.config.tensorrt.host_inputs
+        profiles, host_inputs = self.built.profiles.values(), self.built.host_inputs
         fixed = [
             not host_inputs and all(low == high for low, _, high in bounds.values()) for bounds in profiles
         ]  # what the CPU reads when a step is captured would stay in its graph
@@ -107,7 +99,7 @@ class TensorRTEngine:
             raise EngineError(
                 f"{self.directory}: needs {sum(parts.values()) / GIB:.3f} GiB of GPU memory ({listed}), {free / GIB:.3f} GiB are "
                 "free; close other programs, or lower --maxKVCacheCapacity and --maxCodeLen (state) or --maxInputLen "
-                f"(activations): {rebuild_command(gpu_target())}"
+                f"(activations): {rebuild_command(self.built.target)}"
             )
 
     def _profile(self, trt: ModuleType, index: int, bounds: dict, scratch: int, size: int, single: bool) -> Profile:
@@ -170,7 +162,8 @@ class TensorRTEngine:
     def _capture(self, profile: Profile, state: TensorRTState) -> None:
         """Record the only step that `profile` has, once for each buffer that may hold the state."""
         profile.inputs = {
-            i.name: self.tensors[i.name].view(profile.largest.get(i.name, tuple(i.shape))) for i in self.config.inputs
+            i.name: self.tensors[i.name].view(profile.largest.get(i.name) or tuple(d for d in i.shape if isinstance(d, int)))
+            for i in self.config.inputs
         }
         profile.outputs = {name: self.tensors[name].view(s) for name, s in self._infer(profile, profile.largest).items()}
         for view in profile.inputs.values():
@@ -189,22 +182,23 @@ class TensorRTEngine:
             state.zero()
             return state
 
-    def run(self, inputs: dict[str, np.ndarray], state: TensorRTState | None = None) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         """The arrays returned are the caller's: no later run writes into them."""
+        own = own_state(TensorRTState, state)
         with self.running:
             if not self.profiles:
                 raise was_closed(self.config, self.directory)
             shapes = self._check_inputs(inputs)
-            rows = check_rows(self.config, inputs, state)
+            rows = check_rows(self.config, inputs, own)
             profile = next((p for p in self.profiles if p.fits(shapes)), None)
             if profile is None:
                 raise InputError(
                     f"{self.config.engine}: inputs {shapes} are not among the shapes that it was built for, at most "
                     f"{self.profiles[-1].largest}; send less, or build with larger limits"
                 )
-            outputs = self._run(profile, inputs, shapes, state)
-            if state is not None:
-                state.advance(rows)
+            outputs = self._run(profile, inputs, shapes, own)
+            if own is not None:
+                own.advance(rows)
             return outputs
 
     def _run(
@@ -214,7 +208,7 @@ class TensorRTEngine:
         pinned = profile.inputs or {name: self.tensors[name].view(shape) for name, shape in shapes.items()}
         for name, array in inputs.items():
             pinned[name][...] = array
-        if self.position:
+        if self.position and state:
             pinned[self.position][...] = state.length
         if profile.graphs:
             outputs = profile.outputs
@@ -246,14 +240,15 @@ class TensorRTEngine:
         """Copies in, the network, copies out, on the stream."""
         context, device = profile.context, self.device
         for name, pinned in inputs.items():
-            if self.tensors[name].address is not None:
-                device.upload(self.tensors[name].address, pinned)
+            if (address := self.tensors[name].address) is not None:
+                device.upload(address, pinned)
         for buffer in self.buffers:
             read, written = buffer.addresses[parity], buffer.addresses[1 - parity]
             self._ok(context.set_tensor_address(buffer.input, read) and context.set_tensor_address(buffer.output, written))
         self._ok(context.execute_async_v3(int(device.stream)))
         for name, pinned in outputs.items():
-            device.download(pinned, self.tensors[name].address)
+            if (address := self.tensors[name].address) is not None:
+                device.download(pinned, address)
 
     def _ok(self, done: bool) -> None:
         if not done:
@@ -269,7 +264,9 @@ class TensorRTEngine:
             for profile in self.profiles:
                 profile.close()  # before the engine, and that before the memory that they point into
             self.profiles, self.engine, self.runtime = [], None, None
-            if self.device:
-                self.device.close()
+            self.device.close()
 
-    __del__ = close  # last resort for an engine that nobody closed: here, too, the order matters
+    def __del__(self) -> None:
+        """Last resort for an engine that nobody closed: here, too, the order matters."""
+        if hasattr(self, "device"):
+            self.close()

