@@ -14,12 +14,13 @@ QUICK := package parameters messages dialogue endpoint speech_pacer preprocess_a
 QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
 QUICK_CASES := not tensorrt and not odd and not published
 
-.PHONY: help setup demo test test-quick lint types bench bench-gpu clean
+.PHONY: help setup demo test test-quick lint types fuzz bench bench-gpu clean
 help:
 	@echo "make demo        build a small model and talk to the node: see demo_output/ afterwards"
 	@echo "make test        the whole test suite against transformers"
 	@echo "make test-quick  a part of it, 90 s at most"
 	@echo "make lint        style;   make types   static types"
+	@echo "make fuzz        attack it with damaged input, MINUTES=1 for each of its kinds"
 	@echo "make bench       measure; make bench-gpu WORK=FOLDER   measure on a large NVIDIA GPU"
 	@echo "make setup       only install what all of them need, into .venv;   make clean   remove it"
 
@@ -43,6 +44,10 @@ lint: .venv/.full
 
 types: .venv/.full
 	$(BIN)/mypy
+
+# MINUTES for each of the six kinds of input; see fuzz/run.py.
+fuzz: .venv/.light
+	$(BIN)/python -m fuzz.run --minutes $(or $(MINUTES),1)
 
 bench: .venv/.full
 	$(BIN)/python -m bench.run

@@ -132,3 +132,10 @@ def test_what_is_installed(tmp_path):
     }
     assert installed == sources
     assert sum(p.suffix == ".cu" for p in installed) >= 10
+
+
+def test_links_of_the_documents():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    links = {(d, link) for d in documents for link in re.findall(r"\]\(([^)#\s]+)", d.read_text()) if "://" not in link}
+    assert len(links) > 30
+    assert sorted(f"{d.name}: {link}" for d, link in links if not (d.parent / link).exists()) == []
