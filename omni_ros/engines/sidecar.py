@@ -47,6 +47,8 @@ def check_sidecar(path: Path, expected: dict[str, dict]) -> None:
     for name, entry in expected.items():
         if name not in tensors:
             raise EngineError(f"{path}: tensor {name} is missing; export the engine again")
+        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or not isinstance(entry.get("shape"), list):
+            raise EngineError(f"{path.parent / 'config.json'}: does not say dtype and shape of {name}; build the engine again")
         tensor, dtype = tensors[name], "uint8" if entry["dtype"].startswith("float8") else entry["dtype"]
         if list(tensor.shape) != entry["shape"] or str(tensor.dtype) != dtype:
             raise EngineError(
