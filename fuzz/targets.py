@@ -88,7 +88,9 @@ def engines() -> Path:
             ["offline.export_onnx", checkpoint, onnx, "--dtype", "float32"],
             ["offline.build_engines", onnx, folder / "engines", "--backend", "onnxruntime"],
         ):
-            done = subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
         (folder / "done").touch()
