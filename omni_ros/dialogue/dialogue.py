@@ -43,7 +43,8 @@ class Settings:
 
 
 class Face:
-    """What a dialogue tells. Override what is of interest; called on the dialogue's threads, so be quick."""
+    """What a dialogue tells. Override what is of interest. Called on the dialogue's threads, partly under its locks: be quick,
+    and call no method of the dialogue from here."""
 
     def text(self, delta: str) -> None:
         """More words of the answer."""
@@ -239,14 +240,16 @@ class Dialogue:
         """Close a turn: `said` together with what the camera shows now."""
         if not self._enabled:
             return
-        settings, newest, now = self.settings, self._picture, self._clock.now()
-        usable = settings.use_camera and newest is not None and now - newest[1] <= settings.image_max_age
+        settings, now = self.settings, self._clock.now()
+        decode, arrived = self._picture or (None, 0.0)
+        if not settings.use_camera or now - arrived > settings.image_max_age:
+            decode = None
 
         def picture() -> dict[str, Any] | None:
-            if not usable:
+            if decode is None:
                 return None
             try:
-                return {"type": "image", "image": newest[0](), "max_pixels": settings.image_max_pixels}
+                return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
             except InputError as error:  # the words are worth an answer alone
                 self._face.bad_input("camera", error)
                 return None

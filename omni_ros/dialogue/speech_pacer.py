@@ -42,6 +42,7 @@ class SpeechPacer:
         self.speaking = False
         self.silent_since = float("-inf")  # when the last published sample had been played
         self.gaps = 0  # times that playback ran dry inside a response: speech was made slower than real time
+        self._waiting: np.ndarray
         self._forget()
         self._thread = clock.start(lambda: keep_running(self._run, self._fail), "speech")
 

@@ -232,8 +232,14 @@ class TurnWorker:
             return Outcome("cancelled")
         answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
         reason = "cancelled" if turn.cancelled else finished.reason
-        times = {"first_text": progress.first_text, "first_audio": progress.first_audio}
-        return Outcome(reason, finished.audio_reason, finished.text, metrics=dict(finished.metrics), **times)
+        return Outcome(
+            reason,
+            finished.audio_reason,
+            finished.text,
+            first_text=progress.first_text,
+            first_audio=progress.first_audio,
+            metrics=dict(finished.metrics),
+        )
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """The answer, with as much of the history as there is room for."""
@@ -259,10 +265,10 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            if turn.cancelled:
-                return None
-            events = self._conversation.generate(request)
-        finished = None
+            events = None if turn.cancelled else self._conversation.generate(request)
+        if events is None:
+            return None
+        finished: Finished | None = None
         with closing(events):  # whatever is raised here, the conversation must not stay busy
             for event in events:
                 since = self._clock.now() - turn.closed_at

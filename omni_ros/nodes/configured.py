@@ -15,7 +15,7 @@ from omni_ros.nodes import parameters
 if TYPE_CHECKING:
     from omni_ros.pipeline.conversation import Conversation
 
-STOP_WITHIN = 1.2  # seconds that a turn is given to reach its next decode step when the node stops
+STOP_WITHIN = 1.0  # seconds that a turn is given to reach its next decode step when the node stops
 
 
 class Configured:

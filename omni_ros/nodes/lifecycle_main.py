@@ -19,7 +19,7 @@ from omni_ros.errors import OmniError
 WAKE_EVERY = 0.1  # seconds between two looks at whether to end
 # Seconds that the node is given to end after a signal. Loading and prefill cannot be interrupted, and nothing is lost with
 # them, so the process then ends without them: a supervisor waits for two seconds at most.
-END_WITHIN = 1.7
+END_WITHIN = 1.3
 
 
 def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import array
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image as Picture
@@ -134,10 +135,10 @@ def array_bytes(msg) -> int:
     return arrays + sum(array_bytes(value) for value in values if hasattr(value, "get_fields_and_field_types"))
 
 
-AudioReader = Callable[[object], tuple[np.ndarray, int]]  # message -> (float32 mono [n], sample rate)
+AudioReader = Callable[[Any], tuple[np.ndarray, int]]  # message -> (float32 mono [n], sample rate)
 
 
-def audio_reader(message_type: type, sample_rate: int, channels: int) -> AudioReader | None:
+def audio_reader(message_type: Any, sample_rate: int, channels: int) -> AudioReader | None:
     """How to read `message_type`, or None when it is no audio type that we know.
 
     Types are told apart by their fields, because two packages called audio_common_msgs exist. `sample_rate` and

@@ -94,6 +94,7 @@ class OmniNode(LifecycleNode):
         return done
 
     def _activate(self) -> None:
+        assert self._configured is not None  # the state machine sees to it
         self._inputs = Inputs(self, self._configured.dialogue, self._outputs)
         self._outputs.quiet()
         self._judge_surroundings()
