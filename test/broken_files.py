@@ -28,3 +28,28 @@ def rebuild(path: Path, content: bytes) -> None:
         config["checksums"][path.name] = hashlib.sha256(content).hexdigest()
 
     edit_config(path.parent, change)
+
+
+# ---- changes of a Talker's config.json ------------------------------------------------------------------------------
+def rename_input(c: dict) -> None:
+    c["inputs"][0]["name"] = "embeds"
+
+
+def change_input_shape(c: dict) -> None:
+    c["inputs"][0]["shape"][-1] += 1
+
+
+def drop_state(c: dict) -> None:
+    del c["state"][-1]
+
+
+def raise_capacity(c: dict) -> None:
+    c["limits"]["capacity"] *= 2
+
+
+def rename_position(c: dict) -> None:
+    c["position"]["input"] = "length"
+
+
+def drop_position(c: dict) -> None:
+    del c["position"]

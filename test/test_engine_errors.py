@@ -9,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_files import edit_config, rebuild, write
+from broken_files import (
+    change_input_shape,
+    drop_position,
+    drop_state,
+    edit_config,
+    raise_capacity,
+    rebuild,
+    rename_input,
+    rename_position,
+    write,
+)
 
 from omni_ros.engines.open import open_engine
 from omni_ros.errors import EngineError
@@ -146,14 +156,6 @@ def test_config_of_another_backend(engines):
     assert "tensorflow" in refusal(lambda: open_engine(engines / "talker"))
 
 
-def rename_input(c: dict) -> None:
-    c["inputs"][0]["name"] = "embeds"
-
-
-def change_input_shape(c: dict) -> None:
-    c["inputs"][0]["shape"][-1] += 1
-
-
 def change_input_dtype(c: dict) -> None:
     c["inputs"][0]["dtype"] = "float16"
 
@@ -170,10 +172,6 @@ def rename_state(c: dict) -> None:
     c["state"][0]["input"] = "past_values_0"
 
 
-def drop_state(c: dict) -> None:
-    del c["state"][-1]
-
-
 def change_state_shape(c: dict) -> None:
     c["state"][1]["shape"][1] += 1
 
@@ -182,20 +180,8 @@ def change_state_dtype(c: dict) -> None:
     c["state"][0]["dtype"] = "int64"
 
 
-def raise_capacity(c: dict) -> None:
-    c["limits"]["capacity"] *= 2
-
-
-def rename_position(c: dict) -> None:
-    c["position"]["input"] = "length"
-
-
 def count_another_input(c: dict) -> None:
     c["position"]["counts"] = "rows"
-
-
-def drop_position(c: dict) -> None:
-    del c["position"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
+import broken_files
 import numpy as np
 import pytest
 import tensorrt_on_cpu
@@ -526,40 +527,8 @@ def test_memory_that_the_kernel_would_give_back(engines, tmp_path, monkeypatch):
         assert "cudaErrorMemoryAllocation" in str(pytest.raises(EngineError, open_engine, engines / "talker").value)
 
 
-def rename_input(c: dict) -> None:
-    c["inputs"][0]["name"] = "embeds"
-
-
-def change_input_shape(c: dict) -> None:
-    c["inputs"][0]["shape"][-1] += 1
-
-
-def change_input_rank(c: dict) -> None:
-    c["inputs"][0]["shape"].append(1)
-
-
 def change_output_dtype(c: dict) -> None:
     c["outputs"][0]["dtype"] = "float16"
-
-
-def drop_state(c: dict) -> None:
-    del c["state"][-1]
-
-
-def raise_capacity(c: dict) -> None:
-    c["limits"]["capacity"] *= 2
-
-
-def rename_position(c: dict) -> None:
-    c["position"]["input"] = "length"
-
-
-def drop_position(c: dict) -> None:
-    del c["position"]
-
-
-def drop_profile(c: dict) -> None:
-    del c["tensorrt"]["profiles"]["prefill"]
 
 
 def widen_profile(c: dict) -> None:
@@ -569,15 +538,15 @@ def widen_profile(c: dict) -> None:
 @pytest.mark.parametrize(
     "disagreement",
     [
-        rename_input,
-        change_input_shape,
-        change_input_rank,
+        broken_files.rename_input,
+        broken_files.change_input_shape,
+        lambda c: c["inputs"][0]["shape"].append(1),
         change_output_dtype,
-        drop_state,
-        raise_capacity,
-        rename_position,
-        drop_position,
-        drop_profile,
+        broken_files.drop_state,
+        broken_files.raise_capacity,
+        broken_files.rename_position,
+        broken_files.drop_position,
+        lambda c: c["tensorrt"]["profiles"].pop("prefill"),
         widen_profile,
     ],
 )

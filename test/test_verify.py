@@ -17,6 +17,7 @@ from omni_ros.engines import sidecar, verify
 from omni_ros.engines.open import open_engine
 from omni_ros.engines.sidecar import Embedding
 from omni_ros.errors import EngineError
+from omni_ros.pipeline.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -73,6 +74,22 @@ def test_a_large_engine_is_verified_behind_its_back(talker, monkeypatch):
     write(path, content)
     engine = open_engine(talker)
     assert str(path) in wait_for(engine) and "damaged" in engine.verified
+
+
+def test_a_pipeline_says_what_was_found(engine_dirs, tmp_path, monkeypatch):
+    engines = shutil.copytree(engine_dirs["plain"], tmp_path / "engines", copy_function=os.link)
+    path = engines / "multimodal" / "audio" / "model.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 // 4 * 4] ^= 1
+    write(path, content)
+    with pytest.raises(EngineError, match="audio/model.onnx.data: damaged"):
+        Pipeline.open(engines, threads=1, verify="full")
+    monkeypatch.setattr(verify, "QUICK_S", 0)
+    pipeline = Pipeline.open(engines, threads=1)
+    for engine in pipeline.engines.values():
+        wait_for(engine)
+    assert len(pipeline.damage) == 1 and str(path) in pipeline.damage[0]
+    pipeline.close()
 
 
 def test_a_file_that_vanishes_meanwhile(talker, monkeypatch):

@@ -42,12 +42,18 @@ class Pipeline:
 
     @classmethod
     def open(
-        cls, engine_dir: str | Path, threads: int = 0, folders: dict[str, Path] | None = None, speech: bool = True
+        cls,
+        engine_dir: str | Path,
+        threads: int = 0,
+        folders: dict[str, Path] | None = None,
+        speech: bool = True,
+        verify: str | None = None,
     ) -> "Pipeline":
         """Load the engines that `offline.build_engines` wrote; `threads` per engine, 0 for every core.
 
         `folders` maps names of ENGINES to folders, if they are not those below `engine_dir`; what it leaves out is missed
-        only by a request that needs it. Without `speech` no engine of speech is loaded.
+        only by a request that needs it. Without `speech` no engine of speech is loaded. `verify` is open_engine's: how much
+        of the files is compared with their checksums, and when.
         Raises EngineError naming the file when one is missing or damaged.
         """
         folders = {name: Path(engine_dir) / name for name in ENGINES} if folders is None else folders
@@ -55,7 +61,7 @@ class Pipeline:
         try:
             for name, folder in folders.items():
                 if speech or name not in SPEECH:
-                    engines[name] = open_engine(folder, threads)
+                    engines[name] = open_engine(folder, threads, verify)
         except BaseException:
             for engine in engines.values():
                 engine.close()
@@ -64,6 +70,11 @@ class Pipeline:
         # BLAS starts for them stall the first sound for up to 60 ms; beside engines on a GPU they are welcome.
         threadpool_limits(1 if engines["thinker"].config.backend == "onnxruntime" else 4, user_api="blas")
         return cls(engines)
+
+    @property
+    def damage(self) -> list[str]:
+        """What is wrong with the engines' files, where that was found only after they were opened."""
+        return [engine.verified for engine in self.engines.values() if isinstance(engine.verified, str)]
 
     def _models(self) -> Models:
         engines = self.engines
