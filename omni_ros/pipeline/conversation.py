@@ -124,9 +124,9 @@ class Conversation:
     def build(self, messages: list[dict[str, Any]], check: Check, *, answer: bool, special_tokens: bool) -> Prompt:
         """The prompt of `messages`, its media encoded; see PromptBuilder.build."""
 
-        def read(kind: str, part: dict[str, Any]) -> Media:
+        def read(kind: str, part: dict[str, Any], max_tokens: int) -> Media:
             check()
-            media = self.models.media.read(kind, part, self._media, next(self._serials))
+            media = self.models.media.read(kind, part, self._media, next(self._serials), max_tokens)
             if media not in self._media:
                 self._media.append(media)
             return media
@@ -142,10 +142,12 @@ class Conversation:
         n = min(self.thinker_state.length, len(prompt) - 1)
         differs = np.flatnonzero(self._keys[:n] != prompt.keys[:n])
         common = int(differs[0]) if len(differs) else n
-        self.thinker_state.truncate(common)
+        common = _shorten(self.thinker_state, common)
         # The role of a row `<|im_start|>` is known from the next one, so the last common row may have another now.
         user_rows = min(int(mask[:common].sum()) for mask in (self._user_mask, prompt.user_mask))
         self._talker_rows = min(self._talker_rows, user_rows)
+        if self.models.voice is not None:
+            self._talker_rows = _shorten(self.talker_state, self._talker_rows)
         return common
 
     def read(self, prompt: Prompt, start: int, check: Check) -> np.ndarray:
@@ -189,7 +191,6 @@ class Conversation:
         if assistant_rows is not None:
             rows = np.concatenate([rows, assistant_rows])
         positions = positions[:, self._talker_rows :]
-        self.talker_state.truncate(self._talker_rows)
         logits = last_hidden = np.zeros(0, np.float32)
         for row in range(0, len(rows), talker.engine.max_rows):
             check()
@@ -211,6 +212,15 @@ class _Claim:
 
     def __exit__(self, *error: object) -> None:
         self.lock.release()
+
+
+def _shorten(state: State, rows: int) -> int:
+    """Keep the first `rows` rows of a state, or none where rows cannot be taken back; returns how many there are now."""
+    if rows < state.length and not state.truncates:
+        state.reset()
+    elif rows < state.length:
+        state.truncate(rows)
+    return state.length
 
 
 def checker(cancelled: threading.Event) -> Check:

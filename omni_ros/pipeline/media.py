@@ -1,17 +1,17 @@
 """The sounds, pictures and videos of a conversation: decoded, then encoded to the rows that the Thinker reads, once each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omni_ros.errors import EngineError, InputError
+from omni_ros.errors import EngineError, InputError, PromptTooLongError
 from omni_ros.pipeline.audio_encoder import AudioEncoder
 from omni_ros.pipeline.visual_encoder import VisualEncoder
-from omni_ros.preprocess.audio import load_audio, load_features, log_mel
-from omni_ros.preprocess.image import VisionConfig, image_patches, load_image
+from omni_ros.preprocess.audio import HOP, SAMPLE_RATE, load_audio, load_features, log_mel
+from omni_ros.preprocess.image import VisionConfig, image_patches
 from omni_ros.preprocess.video import load_video, video_patches
 
 AXES = {"audio": ("samples",), "image": ("height", "width", "RGB"), "video": ("frames", "height", "width", "RGB")}
@@ -46,32 +46,45 @@ class MediaReader:
     def __init__(self, vision: VisionConfig, merge_size: int, audio: AudioEncoder | None, visual: VisualEncoder | None):
         self.vision, self.merge_size, self.audio, self.visual = vision, merge_size, audio, visual
 
-    def read(self, kind: str, part: dict[str, Any], known: list[Media], serial: int) -> Media:
+    def read(self, kind: str, part: dict[str, Any], known: list[Media], serial: int, max_tokens: int) -> Media:
         """The media of a part {"type": kind, kind: value, ...}: the one in `known` if it is there, else decoded anew.
 
-        Raises InputError naming the file when it cannot be used, EngineError when there is no encoder for it.
+        Raises InputError naming the file when it cannot be used, PromptTooLongError, before it is decoded, when it needs more
+        than `max_tokens` rows, EngineError when there is no encoder for it.
         """
         source, options = _identity(part[kind]), tuple(part.get(name) for name in OPTIONS)
         for media in known:
             if media.kind == kind and media.options == options and _same(media.source, source):
                 return media
-        value = part[kind]
         if kind == "audio":
-            encoder = self._encoder(self.audio, "sound", "audio")
-            mel = load_features(value) if str(value).endswith(".safetensors") and not isinstance(value, np.ndarray) else None
-            if mel is None:
-                mel = log_mel(value if isinstance(value, np.ndarray) else load_audio(value))
-            return Media(kind, source, options, serial, encoder.token_count(mel.shape[1]), mel)
+            mel = self._mel(part["audio"], max_tokens)
+            return Media(
+                kind, source, options, serial, self._encoder(self.audio, "sound", "audio").token_count(mel.shape[1]), mel
+            )
         self._encoder(self.visual, "pictures", "visual")
+        value, seconds = part[kind], 0.0
         if kind == "image":
-            pixels = value if isinstance(value, np.ndarray) else load_image(value)
-            patches, grid = image_patches(pixels, self.vision, part.get("max_pixels"))
-            seconds = 0.0
+            patches, grid = image_patches(value, self.vision, part.get("max_pixels"), max_tokens)
         else:
             fps = part.get("fps", VIDEO_FPS)
-            frames = value if isinstance(value, np.ndarray) else load_video(value, fps, self.vision)
-            patches, grid, seconds = video_patches(frames, fps, self.vision)
+            frames = value if isinstance(value, np.ndarray) else load_video(value, fps, self.vision, max_tokens)
+            patches, grid, seconds = video_patches(frames, fps, self.vision, max_tokens)
         return Media(kind, source, options, serial, int(grid.prod()) // self.merge_size**2, patches, grid, seconds)
+
+    def _mel(self, value: Any, max_tokens: int) -> np.ndarray:
+        """float32 [bins, frames] of a file, features file or float32 [n] at 16 kHz."""
+        encoder = self._encoder(self.audio, "sound", "audio")
+        most = max_tokens * encoder.chunk_frames / encoder.chunk_tokens * HOP / SAMPLE_RATE + 1  # seconds, and one to spare
+        if isinstance(value, np.ndarray):
+            if len(value) > most * SAMPLE_RATE:
+                raise PromptTooLongError(
+                    f"sound of {len(value) / SAMPLE_RATE:.1f} s does not fit {max_tokens} rows of the prompt: send at most "
+                    f"{most - 1:.1f} s, or build with a larger --maxInputLen"
+                )
+            return log_mel(value)
+        if str(value).endswith(".safetensors"):
+            return load_features(value, most)
+        return log_mel(load_audio(value, most))
 
     def encode(self, media: Media, check: Callable[[], None]) -> None:
         """Fill in features and deepstack; `check` is called between runs of the encoder and may raise."""
@@ -141,3 +154,12 @@ def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
         raise InputError(f"{where}.fps = {fps!r} must be a number above 0")
     if pixels is not None and (isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1):
         raise InputError(f"{where}.max_pixels = {pixels!r} must be a whole number above 0")
+
+
+def texts(messages: list[dict[str, Any]]) -> Iterator[str]:
+    """All texts of messages that `media_parts` has checked."""
+    for message in messages:
+        if isinstance(message["content"], str):
+            yield message["content"]
+        else:
+            yield from (part["text"] for part in message["content"] if part["type"] == "text")

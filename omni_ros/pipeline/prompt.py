@@ -8,11 +8,11 @@ import numpy as np
 
 from omni_ros.engines.config import ThinkerConfig
 from omni_ros.errors import InputError, PromptTooLongError
-from omni_ros.pipeline.media import Media, media_parts
+from omni_ros.pipeline.media import Media, media_parts, texts
 from omni_ros.pipeline.positions import mrope_positions
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
-ReadMedia = Callable[[str, dict[str, Any]], Media]
+ReadMedia = Callable[[str, dict[str, Any], int], Media]  # kind, part, and how many rows it may take
 
 
 @dataclass
@@ -45,21 +45,25 @@ class PromptBuilder:
     def build(
         self, messages: list[dict[str, Any]], read: ReadMedia, *, answer: bool = True, special_tokens: bool = True
     ) -> Prompt:
-        """`read` gives a part's media. With `answer` the prompt ends by opening the assistant's turn; without, it ends where
-        the last message does, before its end token, so that more can follow. See Request for `special_tokens`.
+        """`read` gives a part's media, and raises PromptTooLongError before it decodes what cannot fit. With `answer` the prompt
+        ends by opening the assistant's turn; without, it ends where the last message does, before its end token, so that more
+        can follow. See Request for `special_tokens`.
 
         Raises InputError for messages or media that cannot be used, PromptTooLongError past max_input_len.
         """
-        media = [read(kind, part) for kind, part in media_parts(messages)]
+        parts, media, free = media_parts(messages), [], self.max_input_len
+        letters = sum(len(text) for text in texts(messages))
+        if letters > self.max_input_len * self.tokenizer.longest_token:  # not worth the memory of cutting it into tokens
+            raise self._too_long(letters // self.tokenizer.longest_token)
+        for kind, part in parts:
+            media.append(read(kind, part, free))
+            free -= media[-1].tokens
         ids, rows = self._expand(self.tokenizer.encode(messages, answer, special_tokens), media)
         if not answer:
             ends = np.flatnonzero(ids == self.config.im_end_token_id)
             ids = ids[: ends[-1]] if len(ends) else ids
         if len(ids) > self.max_input_len:
-            raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens, the Thinker engine was built for "
-                f"{self.max_input_len}; shorten the history or build with a larger --maxInputLen"
-            )
+            raise self._too_long(len(ids))
         keys = ids.copy()
         for row, m in zip(rows, media):
             keys[row : row + m.tokens] = -1 - m.serial
@@ -75,6 +79,12 @@ class PromptBuilder:
         user_mask = row_role == self.config.user_token_id
         placed = list(zip(rows.tolist(), media))
         return Prompt(ids, keys, positions, next_position, placed, user_mask, int(assistant[-1]) if answer else -1)
+
+    def _too_long(self, tokens: int) -> PromptTooLongError:
+        return PromptTooLongError(
+            f"the prompt has {tokens} tokens, the Thinker engine was built for {self.max_input_len}; "
+            "shorten the history or build with a larger --maxInputLen"
+        )
 
     def _positions(self, ids: np.ndarray, media: list[Media]) -> tuple[np.ndarray, float]:
         c = self.config

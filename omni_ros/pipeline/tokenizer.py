@@ -2,17 +2,16 @@
 
 import json
 import re
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from omni_ros.errors import EngineError, InputError
+from omni_ros.pipeline.template_check import check_template, template_environment
 
 MARK = "\ue000{}\ue001"  # private use characters: no word in any language
 HIDDEN = re.compile(MARK.format(r"(\d+)"))
@@ -32,14 +31,11 @@ class ChatTokenizer:
             self.plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
         except Exception as e:  # tokenizers raises nothing more special
             raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self.template = environment.from_string(_read_template(directory))
-        except TemplateError as e:
-            raise EngineError(f"{directory}: the chat template is damaged ({e}); export the Thinker and build it again") from e
+        # In letters, of a text that Unicode's composition may shorten to a quarter.
+        self.longest_token = 4 * max(map(len, self.tokenizer.get_vocab()))
+        file, source = _read_template(directory)
+        check_template(source, str(file), self.special)
+        self.template = template_environment().from_string(source)
 
     def encode(self, messages: list[dict[str, Any]], answer: bool = True, special_tokens: bool = True) -> np.ndarray:
         """int64 [S]; every media part is still ONE placeholder token. With `answer` it ends with the assistant's opening.
@@ -103,18 +99,13 @@ class TextStream:
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)[self.length :]
 
 
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _read_template(directory: Path) -> str:
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text()
-    path = directory / "chat_template.json"
-    if path.is_file():
-        try:
-            return json.loads(path.read_text())["chat_template"]
-        except (ValueError, TypeError, KeyError) as e:
-            raise EngineError(f"{path}: holds no chat_template ({e}); export the Thinker and build it again") from e
+def _read_template(directory: Path) -> tuple[Path, str]:
+    """The file, and the template in it."""
+    for path in (directory / "chat_template.jinja", directory / "chat_template.json"):
+        if path.is_file():
+            try:
+                source = path.read_text() if path.suffix == ".jinja" else json.loads(path.read_text())["chat_template"]
+                return path, source + ""
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+                raise EngineError(f"{path}: holds no chat_template ({e}); export the Thinker and build it again") from e
     raise EngineError(f"{directory}: neither chat_template.jinja nor chat_template.json; export the Thinker again")
