@@ -100,6 +100,11 @@ class Client:
         for messages in self.received.values():
             messages.clear()
 
+    @property
+    def connected(self) -> bool:
+        """Whether prompts reach the node and all its outputs this client, whose last subscription but one is of `state`."""
+        return bool(self.prompt.get_subscription_count() and self.received["state"])
+
     def texts(self, topic: str) -> list[str]:
         return [msg.data for msg in self.received[topic]]
 
@@ -201,7 +206,7 @@ def running(ros, engine_dir: Path, tmp_path_factory) -> Iterator[tuple[OmniProce
     process = OmniProcess(log, engine_dir=engine_dir, vad="energy", audio_in_type=audio, seed=1)
     try:
         wait(lambda: client.state == "idle", 30)
-        wait(lambda: client.audio.get_subscription_count() and client.prompt.get_subscription_count(), 10)
+        wait(lambda: client.audio.get_subscription_count() and client.connected, 10)
         yield process, client
         assert process.process.poll() is None, process.log.read_text()
     finally:

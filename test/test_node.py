@@ -278,7 +278,7 @@ def test_a_signal_ends_the_node_cleanly_while_it_answers(ros, engine_dir, tmp_pa
     client = Client(namespace)
     process = OmniProcess(tmp_path / "log", namespace, engine_dir=engine_dir, vad="energy", **LONG)
     try:
-        wait(lambda: client.prompt.get_subscription_count() > 0, 30)
+        wait(lambda: client.connected, 30)
         client.prompt.publish(String(data="Tell me a long story."))
         wait(lambda: client.received["speech/audio"], 20)
         code, seconds = process.stop(number)
@@ -296,7 +296,7 @@ def test_a_broken_jpeg_costs_the_picture_not_the_answer(ros, engine_dir, tmp_pat
     parameters = {"engine_dir": engine_dir, "image_transport": "compressed", "image_max_age": 60.0, **SHORT}
     process = OmniProcess(tmp_path / "log", "jpeg", **parameters)
     try:
-        wait(lambda: client.prompt.get_subscription_count() and camera.get_subscription_count(), 30)
+        wait(lambda: client.connected and camera.get_subscription_count(), 30)
         file = io.BytesIO()
         Picture.fromarray(PHOTO).save(file, "JPEG")
         whole = prompt_tokens_with(client, camera, file.getvalue())
@@ -316,7 +316,7 @@ def test_a_camera_picture_is_resized_once(ros, engine_dir, tmp_path):
     parameters = {"engine_dir": engine_dir, "image_transport": "compressed", "image_max_age": 60.0, **SHORT}
     process = OmniProcess(tmp_path / "log", "hd", image_max_pixels=62000, **parameters)
     try:
-        wait(lambda: client.prompt.get_subscription_count() and camera.get_subscription_count(), 30)
+        wait(lambda: client.connected and camera.get_subscription_count(), 30)
         without = prompt_tokens(client, "Look.")
         client.call(Trigger, "omni/reset")
         file = io.BytesIO()

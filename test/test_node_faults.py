@@ -102,7 +102,7 @@ def test_a_wrong_transition_in_mid_speech_disturbs_nothing(omni):
 def test_a_defect_in_a_callback_a_service_and_a_timer_is_survived(start):
     process, client = start(module="faulty_node", env={"FAULT": "callbacks"}, **SHORT)
     wait(lambda: client.state == "idle", 30)
-    wait(lambda: client.prompt.get_subscription_count() > 0, 10)
+    wait(lambda: client.connected, 10)
     assert not client.call(Trigger, "omni/cancel").success
     client.prompt.publish(String(data="This one is lost."))
     wait(lambda: int(client.values()["defects"]) == 3, 10)
