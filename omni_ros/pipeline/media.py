@@ -57,10 +57,8 @@ class MediaReader:
             if media.kind == kind and media.options == options and _same(media.source, source):
                 return media
         if kind == "audio":
-            mel = self._mel(part["audio"], max_tokens)
-            return Media(
-                kind, source, options, serial, self._encoder(self.audio, "sound", "audio").token_count(mel.shape[1]), mel
-            )
+            encoder, mel = self._encoder(self.audio, "sound", "audio"), self._mel(part["audio"], max_tokens)
+            return Media(kind, source, options, serial, encoder.token_count(mel.shape[1]), mel)
         self._encoder(self.visual, "pictures", "visual")
         value, seconds = part[kind], 0.0
         if kind == "image":
