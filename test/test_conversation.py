@@ -298,3 +298,14 @@ def test_seeds(pipeline, conversation):
 def test_sound_reaches_the_listener_in_order(conversation):
     events = list(conversation.generate(Request([user(text("hello"))], **GREEDY)))
     assert [e.is_last for e in events if isinstance(e, AudioChunk)][-1]
+
+
+def test_a_cancel_just_before_a_feed_counts(conversation, pipeline):
+    """Who cancels cannot know whether the other thread has entered feed() yet; later ones are not cancelled by it."""
+    conversation.cancel()
+    with spy(pipeline) as calls:
+        conversation.feed([user(text("hello"))])
+    assert not calls
+    with spy(pipeline) as calls:
+        conversation.feed([user(text("hello"))])
+    assert calls

@@ -8,6 +8,7 @@ dialogue.ask("What is your name?")
 dialogue.join()
 """
 
+import atexit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from omni_ros.errors import InputError
 
 # A loudspeaker and its driver are late: the robot is heard for a little longer than the pacer's clock says.
 ECHO_TAIL = 0.2  # seconds
+AT_EXIT = 2.0  # seconds that the model is given when a program ends without close()
 
 Picture = np.ndarray  # uint8 RGB [H, W, 3]
 
@@ -131,6 +133,7 @@ class Dialogue:
             drop=audio_timeout_drops,
             clock=clock,
         )
+        atexit.register(self.close, AT_EXIT)  # a program that ends while an engine computes is aborted
         self._tell_state()
 
     # ---- what happens around the robot --------------------------------------------------------------------------
@@ -192,6 +195,7 @@ class Dialogue:
 
     def close(self, timeout: float) -> bool:
         """Stop for good; False when the model did not reach its next decode step within `timeout` seconds."""
+        atexit.unregister(self.close)
         self._listener.close(timeout)
         stopped = self._worker.close(timeout)
         self._pacer.close()

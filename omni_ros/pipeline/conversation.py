@@ -76,15 +76,17 @@ class Conversation:
             self._cancelled = cancelled
             if fresh:
                 self.reset()
-            yield from Turn(request, self, cancelled).run()
+            try:
+                yield from Turn(request, self, cancelled).run()
+            finally:
+                self._cancelled = threading.Event()
 
     def feed(self, messages: list[dict[str, Any]], special_tokens: bool = True) -> None:
         """Compute ahead of the next turn what is known of it: its history, or an open user message whose parts so far are
         final. The turn gives the same tokens and codes as without. Returns early when cancelled; raises as `generate`."""
         with self._alone():
-            self._cancelled = cancelled = threading.Event()
             try:
-                check = checker(cancelled)
+                check = checker(self._cancelled)  # a cancel() since the last turn, when this was about to begin, counts
                 prompt = self.build(messages, check, answer=False, special_tokens=special_tokens)
                 self.read(prompt, self.keep(prompt), check)
                 if self.models.voice is not None:
@@ -92,9 +94,11 @@ class Conversation:
                     self.read_user_rows(prompt, check)
             except Cancelled:
                 return
+            finally:
+                self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """End the turn or feed that runs, or the turn that `generate` has just returned, before its next run of an engine."""
+        """End the turn or feed that runs or is about to, before its next run of an engine."""
         self._cancelled.set()
 
     def reset(self) -> None:
