@@ -139,7 +139,9 @@ class Projection:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = x @ self.weights[0] + self.biases[0]
-        return (y / (1 + np.exp(-y))) @ self.weights[1] + self.biases[1]
+        with np.errstate(over="ignore"):  # exp of a large number is infinite, and a number divided by that 0, as it should be
+            y = y / (1 + np.exp(-y))
+        return y @ self.weights[1] + self.biases[1]
 
 
 def open_projection_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
