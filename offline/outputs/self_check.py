@@ -20,8 +20,9 @@ from ..graphs.external_data import StoredGraph
 from ..graphs.reference import ReferenceUnavailable, run_calls
 
 FILE = "self_check.safetensors"
-# What the engine's weights and arithmetic became -> the least cosine. Loose enough for one expert chosen otherwise by rounding.
-COSINE = {"float32": 0.9999, "float16": 0.995, "activations": 0.97, "int4": 0.95}
+# What the engine's weights and arithmetic became -> the least cosine. Where something is rounded, an expert may be chosen
+# otherwise, which moves one row to 0.97 (seen on random weights); what a compiler gets wrong is near 0.
+COSINE = {"float32": 0.9999, "float16": 0.9, "activations": 0.9, "int4": 0.9}
 FIRST_CODE = 0.75
 PREFILL_ROWS, CAPACITY = 4, 8  # decoders: a prompt of so many rows, then one row
 FRAMES = 3  # code2wav: codec frames in a call
