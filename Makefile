@@ -14,12 +14,12 @@ QUICK := package parameters messages dialogue endpoint speech_pacer preprocess_a
 QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
 QUICK_CASES := not tensorrt and not odd and not published
 
-.PHONY: help setup demo test test-quick lint types fuzz bench bench-gpu clean
+.PHONY: help setup demo test test-quick lint fuzz bench bench-gpu clean
 help:
 	@echo "make demo        build a small model and talk to the node: see demo_output/ afterwards"
 	@echo "make test        the whole test suite against transformers"
 	@echo "make test-quick  a part of it, 90 s at most"
-	@echo "make lint        style;   make types   static types"
+	@echo "make lint        style and static types"
 	@echo "make fuzz        attack it with damaged input, MINUTES=1 for each of its kinds"
 	@echo "make bench       measure; make bench-gpu WORK=FOLDER   measure on a large NVIDIA GPU"
 	@echo "make setup       only install what all of them need, into .venv;   make clean   remove it"
@@ -41,8 +41,6 @@ test-quick: .venv/.full
 lint: .venv/.full
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: .venv/.full
 	$(BIN)/mypy
 
 # MINUTES for each of the six kinds of input; see fuzz/run.py.

@@ -29,6 +29,8 @@ from omni_ros.engines.open import open_engine
 from omni_ros.errors import InputError, OmniError
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
+from omni_ros.pipeline.talker import Talker
+from omni_ros.pipeline.thinker import Thinker
 
 from .inference.request_file import read_requests
 from .outputs.atomic import atomic_file
@@ -113,7 +115,7 @@ def open_probed(engine_dir: Path, threads: int) -> Iterator[Pipeline]:
     """A pipeline whose decoders also return `layer_i` [S, H], the rows that enter layer i, if they run on a CPU."""
     pipeline = Pipeline.open(engine_dir, threads)
     with tempfile.TemporaryDirectory() as folder:
-        decoders = {"thinker": pipeline.models.thinker, "talker": pipeline.models.speak().talker}
+        decoders: dict[str, Thinker | Talker] = {"thinker": pipeline.models.thinker, "talker": pipeline.models.speak().talker}
         for name in DECODERS:
             config = pipeline.engines[name].config
             if config.backend != "onnxruntime":

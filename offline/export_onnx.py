@@ -144,7 +144,7 @@ def found_components(checkpoint: Checkpoint) -> list[str]:
     return found
 
 
-def _describes(config: dict, section: tuple[str, ...]) -> bool:
+def _describes(config: dict | None, section: tuple[str, ...]) -> bool:
     for key in section:
         config = config.get(key) if isinstance(config, dict) else None
     return config is not None

@@ -81,6 +81,7 @@ def respond(pipeline: Pipeline, request: Request, index: int, audio_dir: Path, s
             pcm.append(event.pcm)
         elif isinstance(event, Finished):
             finished = event
+    assert finished is not None  # the last event of every turn
     response = {
         "request_idx": index,
         "output_text": finished.text,

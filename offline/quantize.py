@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"warning: {warning}", file=sys.stderr)
         # Media are decoded by omni_ros. transformers would import torchvision if it is there, and fails when that is a
         # CUDA build beside a CPU-only torch.
-        sys.modules.setdefault("torchvision", None)
+        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # None: importing it fails
         from .quantization.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
 
         options = (args.device, args.seed, args.include, args.exclude, args.reply_tokens, args.codec_frames)

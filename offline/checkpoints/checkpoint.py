@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -68,7 +69,7 @@ class Checkpoint:
         for shard in shards:
             self.tensors.update(_read_header(shard))
         self._check_index()
-        prefix = STANDALONE.get(self.config.get("model_type"))
+        prefix = STANDALONE.get(self.config.get("model_type", ""))
         self.part: str | None = None  # "thinker" or "talker", if it was split off for that
         if prefix and "omni_config" in self.config:
             self.part, self.config = prefix.removesuffix("."), self.config["omni_config"]
@@ -137,7 +138,8 @@ def write_safetensors(
 ) -> None:
     """Write name -> (dtype, shape, parts in order) without ever holding more than one part in memory."""
     names = {np.dtype(v): k for k, v in DTYPES.items()}
-    header, offset = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
     for name, (dtype, shape, _) in tensors.items():
         end = offset + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         header[name] = {"dtype": names[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, end]}

@@ -87,7 +87,7 @@ def swiglu(name: str, hidden: int, inner: int) -> Iterator[Weight]:
 
 def moe_decoder(name: str, c: dict) -> Iterator[Weight]:
     """Thinker and Talker layers; only the Talker has a shared expert."""
-    hidden, experts = c["hidden_size"], c.get("num_experts", c.get("num_local_experts"))
+    hidden, experts = c["hidden_size"], c["num_experts" if "num_experts" in c else "num_local_experts"]
     for i in range(c["num_hidden_layers"]):
         layer = f"{name}.layers.{i}"
         yield from norm(f"{layer}.input_layernorm", hidden)

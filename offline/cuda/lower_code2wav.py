@@ -149,10 +149,10 @@ class Code2WavLowering(Lowering):
         x, factor = inputs
         axes = len(self.stored.shape(factor)) if factor in self.stored else 0
         gemm = self.maker(x, "Gemm")
-        alone = gemm is not None and self.readers[node.input[0]] == 1
-        if axes == 1 and alone and any(a.name == "transB" for a in self.nodes[gemm].attribute):  # of a layer: scale, or gamma
-            self.scaled_gemm(gemm, node.output[0], self.stored.read(factor))
-            return
+        if axes == 1 and gemm is not None and self.readers[node.input[0]] == 1:  # nobody else reads the product
+            if any(a.name == "transB" for a in self.nodes[gemm].attribute):  # of a layer: scale, or gamma
+                self.scaled_gemm(gemm, node.output[0], self.stored.read(factor))
+                return
         if axes == 2:  # of snake: [channels, 1]
             self.weight(factor, self.stored.read(factor)[:, 0])
         self.op("Mul", [x, factor], node.output[0])

@@ -5,12 +5,13 @@ the checkpoint's own [out, in] weight layout, so nothing is transposed on the wa
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike
 from onnx import TensorProto, helper
 
 from ..checkpoints.checkpoint import Checkpoint
@@ -48,15 +49,15 @@ class GraphBuilder:
         self._data = ExternalData(directory)
 
     # ---- inputs, outputs, state -------------------------------------------------------------------------------
-    def input(self, name: str, shape: list[int | str], dtype: np.dtype | None = None) -> str:
+    def input(self, name: str, shape: list[int | str], dtype: DTypeLike | None = None) -> str:
         self.inputs.append({"name": name, "dtype": str(np.dtype(dtype or self.dtype)), "shape": shape})
         return name
 
-    def output(self, name: str, value: str, shape: list[int | str], dtype: np.dtype | None = None) -> None:
+    def output(self, name: str, value: str, shape: list[int | str], dtype: DTypeLike | None = None) -> None:
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self.outputs.append({"name": name, "dtype": str(np.dtype(dtype or self.dtype)), "shape": shape})
 
-    def state(self, name: str, shape: list[int | str], in_place: bool = False) -> str:
+    def state(self, name: str, shape: Sequence[int | str], in_place: bool = False) -> str:
         """Declare state that the engine keeps between runs: input `past_<name>`, output `present_<name>`.
 
         All state starts as zeros. `in_place` says that input and output may share one buffer.
@@ -122,20 +123,20 @@ class GraphBuilder:
 
         codes = self._external(name, shape, np.uint8, read("", (*rows, packed[-1])), TensorProto.FLOAT4E2M1)
         scale = self._external(f"{name}_scale", blocks, ml_dtypes.float8_e4m3fn, read("_scale", (*rows, blocks[-1])))
-        last = np.array([read_scalar(self.checkpoint, f"{self.prefix}{key}_scale_2") for key in keys], np.float32)
-        last = self.tensor(f"{name}_scale_2", last if len(shape) > 2 else last[0])
+        scales = np.array([read_scalar(self.checkpoint, f"{self.prefix}{key}_scale_2") for key in keys], np.float32)
+        last = self.tensor(f"{name}_scale_2", scales if len(shape) > 2 else scales[0])
         scale = self.op("DequantizeLinear", scale, last, axis=0)
         weight = self.op("DequantizeLinear", codes, scale, axis=len(shape) - 1, block_size=NVFP4_BLOCK)
         return weight if self.dtype == np.float32 else self.cast(weight, self.dtype)  # TensorRT refuses output_dtype
 
     def _external(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray], onnx_type: int | None = None
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[np.ndarray], onnx_type: int | None = None
     ) -> str:
         self.initializers.append(self._data.add(name, dtype, shape, parts, onnx_type))
         self._names.add(name)
         return name
 
-    def const(self, value: np.ndarray | list | int | float, dtype: np.dtype | None = None) -> str:
+    def const(self, value: np.ndarray | list | int | float, dtype: DTypeLike | None = None) -> str:
         """A small constant inside model.onnx. Python ints become int64, floats the graph's dtype."""
         array = np.asarray(value)
         array = array.astype(dtype or (self.dtype if array.dtype.kind == "f" else np.int64))
@@ -183,7 +184,7 @@ class GraphBuilder:
         gated = self.op("Mul", self.op("Swish", self.linear(x, f"{key}.gate_proj")), self.linear(x, f"{key}.up_proj"))
         return self.linear(gated, f"{key}.down_proj")
 
-    def cast(self, x: str, dtype: np.dtype) -> str:
+    def cast(self, x: str, dtype: DTypeLike) -> str:
         return self.op("Cast", x, to=ONNX_TYPE[np.dtype(dtype)])
 
     # ---- file -----------------------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ class CodePredictor:
 
         q = heads("q", c.num_heads, "q_norm")
         k, v = heads("k", c.num_kv_heads, "k_norm"), heads("v", c.num_kv_heads, None)
-        if self.cache[layer]:
-            k, v = (g.op("Concat", past, new, axis=2) for past, new in zip(self.cache[layer], (k, v)))
+        if cached := self.cache[layer]:
+            k, v = (g.op("Concat", past, new, axis=2) for past, new in zip(cached, (k, v)))
         self.cache[layer] = (k, v)
         y = g.op("Attention", q, k, v, is_causal=int(rows > 1))
         y = g.reshape(g.transpose(y, [0, 2, 1, 3]), [rows, c.num_heads * c.head_dim])

@@ -101,7 +101,7 @@ class Decoder:
         inv_freq = 1.0 / c.rope_theta ** (np.arange(0, c.head_dim, 2, dtype=np.float32) / np.float32(c.head_dim))
         per_channel = g.transpose(g.op("Gather", position_ids, g.const(channel_axis), axis=0), [1, 0])  # [S, D/2]
         angle = g.op("Unsqueeze", g.op("Mul", per_channel, g.const(inv_freq, np.float32)), g.const([0]))
-        return tuple(g.cast(g.op(f, angle), g.dtype) for f in ("Cos", "Sin"))
+        return g.cast(g.op("Cos", angle), g.dtype), g.cast(g.op("Sin", angle), g.dtype)
 
     def mask(self, x: str) -> str:
         """bool [S, capacity]: row i may look at cache columns 0..past_length+i."""
@@ -125,7 +125,7 @@ class Decoder:
 
         q, k = heads("q", c.num_heads, "q_norm"), heads("k", c.num_kv_heads, "k_norm")
         v = heads("v", c.num_kv_heads, None)
-        cache = [1, c.num_kv_heads, "capacity", c.head_dim]
+        cache: list[int | str] = [1, c.num_kv_heads, "capacity", c.head_dim]
         past = [g.state(f"{name}_{layer}", cache, in_place=True) for name in ("key", "value")]
         y = g.ops(
             "CachedAttention",

@@ -4,18 +4,19 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike
 from onnx import TensorProto, numpy_helper
 
 from ..quantization import nvfp4
 
 ALIGN = 4096  # external tensors start on a page, so that runtimes can map them
-ONNX_TYPE = {
+ONNX_TYPE: dict[np.dtype, int] = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.int64): TensorProto.INT64,
@@ -36,7 +37,7 @@ def in_parallel(part: Callable[[int], np.ndarray], count: int) -> Iterator[np.nd
     """
     cores = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(cores) as pool:
-        ahead = deque()
+        ahead: deque[Future[np.ndarray]] = deque()
         try:
             for i in range(count):
                 ahead.append(pool.submit(part, i))
@@ -57,7 +58,7 @@ class ExternalData:
         self.hasher = ThreadPoolExecutor(1)
 
     def add(
-        self, name: str, dtype: np.dtype, shape: Iterable[int], parts: Iterable[np.ndarray], onnx_type: int | None = None
+        self, name: str, dtype: DTypeLike, shape: Iterable[int], parts: Iterable[np.ndarray], onnx_type: int | None = None
     ) -> TensorProto:
         """Append the parts, which together make one tensor, and return the initializer that points at them.
 
@@ -69,7 +70,7 @@ class ExternalData:
         self.hash.update(gap)
         for part in parts:
             array = np.ascontiguousarray(part, dtype)
-            hashed = self.hasher.submit(self.hash.update, array.reshape(-1).view(np.uint8))
+            hashed = self.hasher.submit(self.hash.update, array.reshape(-1).view(np.uint8).data)
             array.tofile(self.file)
             hashed.result()
         tensor = TensorProto(name=name, data_type=onnx_type or ONNX_TYPE[np.dtype(dtype)], dims=shape)
@@ -118,16 +119,17 @@ class StoredGraph:
             array = numpy_helper.to_array(t)
             return array if index is None else array[index]
         where, shape = {e.key: e.value for e in t.external_data}, list(t.dims)
-        dtype = NUMPY_TYPE.get(t.data_type)
         if t.data_type == TensorProto.FLOAT4E2M1:
             dtype, shape = np.dtype(np.uint8), [*shape[:-1], shape[-1] // 2]
+        else:
+            dtype = NUMPY_TYPE[t.data_type]
         offset = int(where["offset"])
         if index is not None:
             shape = shape[1:]
             offset += index * int(np.prod(shape)) * dtype.itemsize
         return np.fromfile(self.directory / where["location"], dtype, int(np.prod(shape)), offset=offset).reshape(shape)
 
-    def read(self, name: str, index: int | None = None, dtype: np.dtype = np.float32) -> np.ndarray:
+    def read(self, name: str, index: int | None = None, dtype: DTypeLike = np.float32) -> np.ndarray:
         """`name`, or its slice `index` of the first axis: NVFP4 decoded to `dtype`, float16 and float32 converted to it,
         all else as stored. `dtype` is float32 or float16; float16 is the float32 value, rounded once.
         """

@@ -116,7 +116,7 @@ def nvfp4_quantize() -> onnx.FunctionProto:
     """
     node = helper.make_node
 
-    def const(name: str, value: np.ndarray) -> onnx.NodeProto:
+    def const(name: str, value: np.ndarray | np.float32) -> onnx.NodeProto:
         return node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value), name))
 
     numbers = {"zero": 0.0, "half": 0.5, "one": 1.0, "two": 2.0, "four": 4.0, "six": 6.0, "e4m3_min": 2.0**-9, "e4m3_max": 448.0}

@@ -7,6 +7,7 @@ and a fifth, and the process 2 GB (measured; so a few minutes of one core for al
 """
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,7 +50,8 @@ class Reference:
             import onnxruntime
         except ImportError as e:
             raise ReferenceUnavailable("ONNX Runtime is not installed") from e
-        self.ort, self.graph, self.sessions = onnxruntime, graph, {}
+        self.ort, self.graph = onnxruntime, graph
+        self.sessions: dict[tuple, Any] = {}
         self.functions = {f.name: f for f in graph.model.functions}
         self.options = onnxruntime.SessionOptions()
         self.options.log_severity_level = 4
@@ -99,7 +101,7 @@ class Reference:
             self.sessions[key] = self._session(node, arrays, names)
         return self.sessions[key].run(None, {names[n]: np.asarray(a, order="C") for n, a in arrays.items()})
 
-    def _session(self, node: onnx.NodeProto, arrays: dict[str, np.ndarray], names: dict[str, str]) -> object:
+    def _session(self, node: onnx.NodeProto, arrays: dict[str, np.ndarray], names: dict[str, str]) -> Any:
         alone = onnx.NodeProto()
         alone.CopyFrom(node)
         del alone.input[:], alone.output[:]

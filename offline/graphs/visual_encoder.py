@@ -102,8 +102,8 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
 
     # The patch embedding is a Conv3d whose stride is its kernel: one matrix product per patch.
     shape = (hidden, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
-    kernel = checkpoint.read(f"{g.prefix}patch_embed.proj.weight", shape).reshape(hidden, c.patch_width)
-    kernel = g.tensor("patch_embed.proj.weight", kernel.astype(g.dtype))
+    values = checkpoint.read(f"{g.prefix}patch_embed.proj.weight", shape).reshape(hidden, c.patch_width)
+    kernel = g.tensor("patch_embed.proj.weight", values.astype(g.dtype))
     x = g.op("Gemm", g.reshape(patches, [-1, c.patch_width]), kernel, g.weight("patch_embed.proj.bias", (hidden,)), transB=1)
     table = g.weight("pos_embed.weight", (c.num_position_embeddings, hidden))
     taps = g.op("Gather", table, pos_indices, axis=0)  # [n, 4, hidden]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..graphs.external_data import StoredGraph
 
@@ -32,7 +33,7 @@ class Int4Graph(StoredGraph):
         super().__init__(directory)
         self.int4 = int4_weights(self)
 
-    def read(self, name: str, index: int | None = None, dtype: np.dtype = np.float32) -> np.ndarray:
+    def read(self, name: str, index: int | None = None, dtype: DTypeLike = np.float32) -> np.ndarray:
         weight = super().read(name, index, dtype)
         if name not in self.int4:
             return weight

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 from ..graphs.builder import DOMAIN
@@ -36,7 +37,7 @@ class Lowering:
         self.nodes: list[onnx.NodeProto] = []
         self.data = ExternalData(target)
 
-    def add(self, name: str, dtype: np.dtype, shape: list[int], parts: Iterable[np.ndarray]) -> str:
+    def add(self, name: str, dtype: DTypeLike, shape: Iterable[int], parts: Iterable[np.ndarray]) -> str:
         self.initializers.append(self.data.add(name, dtype, shape, parts))
         return name
 
@@ -88,12 +89,12 @@ class Lowering:
         )
         gate_up_name = gate.replace("gate_proj", "gate_up_proj")
         if gate in self.int4:
-            w1 = self.add_int4(gate_up_name, [experts, 2 * inner, hidden], gate_up)
-            w2 = self.add_int4(down, [experts, hidden, inner], downs)
+            w1_int4 = self.add_int4(gate_up_name, [experts, 2 * inner, hidden], gate_up)
+            w2_int4 = self.add_int4(down, [experts, hidden, inner], downs)
             self.nodes.append(
                 helper.make_node(
                     "QMoE",
-                    [x, logits, *w1, "", *w2],
+                    [x, logits, *w1_int4, "", *w2_int4],
                     list(node.output),
                     node.output[0],
                     domain=MICROSOFT,

@@ -71,7 +71,10 @@ def set_bound(config: dict) -> None:
 def example_calls(config: dict, source: Path) -> list[dict[str, np.ndarray]]:
     """Inputs of a sequence of runs, without what the engine counts itself; none of them is all zero."""
     random, model = np.random.default_rng(0), config["model"]
-    normal = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
     engine = config["engine"]
     if engine in ("thinker", "talker"):
         return _decoder_calls(config, source, normal)

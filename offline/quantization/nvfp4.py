@@ -5,6 +5,7 @@ The layout and the rounding are those of NVIDIA ModelOpt's NVFP4QTensor, which w
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 BLOCK = 16  # input channels that share a scale
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)  # value of each code
@@ -14,7 +15,9 @@ E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.fl
 NIBBLES = np.arange(256)[:, None] >> [0, 4] & 15  # [256, 2]: the two codes in each byte
 
 
-def decode(packed: np.ndarray, scale: np.ndarray, scale_2: np.ndarray | float, dtype: np.dtype = np.float32) -> np.ndarray:
+def decode(
+    packed: np.ndarray, scale: np.ndarray, scale_2: np.ndarray | np.float32 | float, dtype: DTypeLike = np.float32
+) -> np.ndarray:
     """packed uint8 [..., K/2], even channels in the low nibble; scale float8_e4m3fn [..., K/16]; scale_2 one number.
 
     Returns `dtype` [..., K], float32 or float16: the float32 products, rounded once.
@@ -28,7 +31,7 @@ def decode(packed: np.ndarray, scale: np.ndarray, scale_2: np.ndarray | float, d
     return pairs.take(rows, axis=0).reshape(*packed.shape[:-1], -1)
 
 
-def encode(weight: np.ndarray, scale_2: float | None = None) -> tuple[np.ndarray, np.ndarray, np.float32]:
+def encode(weight: np.ndarray, scale_2: np.float32 | float | None = None) -> tuple[np.ndarray, np.ndarray, np.float32]:
     """weight [..., K], K a multiple of 16 -> (packed, scale, scale_2) as `decode` takes them.
 
     `scale_2` is given where tensors share one (q, k, v; gate, up); else it follows from the largest weight.

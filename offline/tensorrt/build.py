@@ -94,7 +94,7 @@ def check_target(trt: ModuleType, target: str | None) -> str:
 def make_progress(trt: ModuleType) -> "trt.IProgressMonitor":
     """TensorRT's build phases as nested progress bars."""
 
-    class Progress(trt.IProgressMonitor):
+    class Progress(trt.IProgressMonitor):  # type: ignore[name-defined]  # which of two modules `trt` is, is known at run time
         def __init__(self):
             trt.IProgressMonitor.__init__(self)
             self.bars: dict[str, tqdm] = {}

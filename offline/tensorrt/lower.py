@@ -14,6 +14,7 @@ rows would copy top_k experts for each; passing all experts computes what no row
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -183,7 +184,7 @@ class Lowering:
 
     def dequantize(self, codes: str, scales: str, last: str, axis: int, output: str) -> str:
         """codes * (block scales * last scale) in float32, cast; `last` is one number, or one per matrix of a stack."""
-        per_matrix = {"axis": 0} if last in self.stored.tensors and self.stored.shape(last) else {}
+        per_matrix: dict[str, Any] = {"axis": 0} if last in self.stored.tensors and self.stored.shape(last) else {}
         scale = self.op("DequantizeLinear", [scales, last], f"{output}.scale", **per_matrix)
         exact = output if self.dtype == TensorProto.FLOAT else f"{output}.float32"
         self.op("DequantizeLinear", [codes, scale], exact, axis=axis, block_size=NVFP4_BLOCK)

@@ -34,11 +34,9 @@ def moe(g: "Lowering", node: onnx.NodeProto) -> None:
         g.op("Cast", [is_one], "moe.one_row", to=TensorProto.INT64)  # [1]: 1 or 0
     weights, experts = [g.weight(w) for w in (gate, up, down)], g.stored.shape(gate)[0]
 
-    def rows(first: str, last: str, name: str) -> list[str]:
-        return [
-            g.op("Slice", [v, first, last, g.const([0])], f"{name}.{n}")
-            for v, n in ((x, "x"), (score, "score"), (expert, "expert"))
-        ]
+    def rows(first: str, last: str, name: str) -> tuple[str, str, str]:
+        part = lambda v, n: g.op("Slice", [v, first, last, g.const([0])], f"{name}.{n}")  # noqa: E731
+        return part(x, "x"), part(score, "score"), part(expert, "expert")
 
     one = moe_one_row(g, *rows(g.const([0]), "moe.one_row", f"{y}.one"), weights, scales[1:], f"{y}.one")
     many = moe_rows(g, *rows("moe.one_row", g.const([2**31]), f"{y}.many"), weights, scales[1:], f"{y}.many", experts)

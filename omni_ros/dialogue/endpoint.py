@@ -127,7 +127,7 @@ class Endpointer:
     def reset(self) -> None:
         """Forget the utterance in progress and the noise floor, as after a gap in the stream."""
         self._vad.reset()
-        self._rest = np.zeros(0, np.float32)  # samples that do not fill a frame yet
+        self._rest: np.ndarray = np.zeros(0, np.float32)  # samples that do not fill a frame yet
         self._idle()
 
     def _idle(self) -> None:

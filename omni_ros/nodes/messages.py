@@ -65,7 +65,7 @@ def image_to_rgb(msg) -> np.ndarray:
     if msg.encoding in _YUV422:
         return _yuv422_to_rgb(rows[:, : 2 * msg.width].reshape(msg.height, -1, 4), *_YUV422[msg.encoding])
     size, order = _PACKED[msg.encoding]
-    pixels = rows[:, : size * msg.width].reshape(msg.height, msg.width, size)
+    pixels: np.ndarray = rows[:, : size * msg.width].reshape(msg.height, msg.width, size)
     if msg.encoding == "mono16":
         pixels = pixels[..., :1] if msg.is_bigendian else pixels[..., 1:]  # the high byte is the 8-bit picture
     return np.ascontiguousarray(pixels[..., order])

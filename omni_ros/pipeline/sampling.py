@@ -57,7 +57,7 @@ class Sampler:
 
 def largest(logits: np.ndarray, k: int) -> np.ndarray:
     """The ids of the k largest of logits [V], best first. A vocabulary is long: most of it is dropped by looking at blocks."""
-    ids = np.arange(len(logits))
+    ids: np.ndarray = np.arange(len(logits))
     if k < len(logits):
         best = np.maximum.reduceat(logits, ids[::BLOCK])
         if k < len(best):  # k blocks reach this bound, so at least k logits do, the k largest among them

@@ -144,8 +144,9 @@ def to_patches(frames: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, np
     """
     size, depth, merge = config.patch_size, config.temporal_patch_size, config.merge_size
     t, h, w = frames.shape[0] // depth, frames.shape[1] // size, frames.shape[2] // size
+    mean, std = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
     shades = (np.arange(256) * (1 / 255)).astype(np.float32)
-    values = (shades - np.float32(config.image_mean)[:, None]) / np.float32(config.image_std)[:, None]  # of each channel's bytes
+    values = (shades - mean[:, None]) / std[:, None]  # of each channel's bytes
     #                      0  1      2           3      4     5           6      7     8
     pixels = frames.reshape(t, depth, h // merge, merge, size, w // merge, merge, size, 3)
     pixels = pixels.transpose(8, 0, 2, 5, 3, 6, 1, 4, 7).reshape(3, t * h * w, -1)  # 3, t h w merge merge, depth size size

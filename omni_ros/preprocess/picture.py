@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from omni_ros.errors import InputError
 from omni_ros.preprocess.media import open_regular
@@ -47,7 +48,7 @@ class Picture:
 
     def _high_byte(self) -> Image.Image:
         """16-bit grey as 8-bit: as Pillow itself reads 16-bit RGB. Its own conversion of grey would clip at 255."""
-        bits = self.image.tag_v2.get(258, (16,)) if self.image.format == "TIFF" else (16,)
+        bits = self.image.tag_v2.get(258, (16,)) if isinstance(self.image, TiffImageFile) else (16,)
         values = np.asarray(self.image)
         if bits != (16,) or values.min() < 0 or values.max() > 0xFFFF:
             raise InputError(f"{self.name}: grey of {bits[0]} bits is not supported: convert it to 8 bits")
@@ -61,10 +62,9 @@ def open_picture(source: str | Path | bytes, name: str | None = None) -> Iterato
     Everything that goes wrong inside the `with` is an InputError that names the file, or `name`: not a regular file, of
     a format outside FORMATS, damaged, larger than MAX_PIXELS or MAX_BYTES, of pixels without a defined white.
     """
-    is_file = isinstance(source, (str, Path))
-    name = name or (str(source) if is_file else "picture")
+    name = name or (str(source) if isinstance(source, (str, Path)) else "picture")
     try:
-        with open_regular(source) if is_file else nullcontext(BytesIO(source)) as file:
+        with open_regular(source) if isinstance(source, (str, Path)) else nullcontext(BytesIO(source)) as file:
             if file.seek(0, 2) > MAX_BYTES:
                 raise InputError(f"{name}: {file.tell() >> 20} MiB are too much for a picture, the limit is {MAX_BYTES >> 20}")
             file.seek(0)

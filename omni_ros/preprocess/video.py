@@ -99,7 +99,7 @@ def video_patches(
     if fps <= 0:
         raise InputError(f"video fps must be positive, got {fps}")
     depth = config.temporal_patch_size
-    height, width = fitted(*frames.shape[1:3], config)
+    height, width = fitted(frames.shape[1], frames.shape[2], config)
     grids = -(-len(frames) // depth)
     check_tokens(grids, height, width, config, max_tokens, "video")
     per_grid = height * width // config.patch_size**2
