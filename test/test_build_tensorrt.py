@@ -287,6 +287,7 @@ def test_one_layer_of_the_real_size_builds(rtx, tmp_path, weights, target, most_
     source = export_layer(tmp_path, REAL, weights)
     folder = EngineFolder(source, tmp_path)
     folder.config["limits"] = {"max_input_len": 1024, "capacity": 2048}
+    folder.add_self_check = lambda graph=None: None  # one layer has no embedding to take rows of
     build_tensorrt.build(folder, target)
     # NVFP4 weights stay 4 bit and are there once: 340 MiB. In float16 TensorRT also keeps gate and up joined.
     assert (tmp_path / "model.engine").stat().st_size < most_mib << 20
