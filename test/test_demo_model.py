@@ -1,0 +1,77 @@
+"""The shipped model through the engines: 24 fixed questions about 12 pictures, streaming with speech, 24 right answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omni_ros.pipeline.pipeline import Pipeline
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
+from training import domain, tools
+from training.fixed_questions import FOLDER, PICTURES, picture
+from training.tools import tools_text
+
+MODEL = Path(__file__).parents[1] / "demo" / "model"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo_model")
+    for module, *arguments in (("export_onnx", MODEL, folder / "onnx"), ("build_engines", folder / "onnx", folder / "engines")):
+        subprocess.run([sys.executable, "-m", f"offline.{module}", *arguments], check=True, timeout=300)
+    return Pipeline.open(folder / "engines", 2)
+
+
+def ask(pipeline: Pipeline, messages: list[dict]) -> tuple[str, np.ndarray]:
+    """Text and speech of a streaming, greedy turn."""
+    text, pcm, end = "", [], None
+    for event in pipeline.generate(Request(messages, temperature=0, talker_temperature=0, max_generate_length=60, seed=1)):
+        if isinstance(event, TextDelta):
+            text += event.text
+        elif isinstance(event, AudioChunk):
+            pcm.append(event.pcm)
+        elif isinstance(event, Finished):
+            end = event
+    assert end.reason == "stop" and end.text == text
+    return text, np.concatenate(pcm)
+
+
+@pytest.mark.parametrize("spoken", (False, True), ids=("typed", "spoken"))
+@pytest.mark.parametrize("i", range(len(PICTURES)))
+def test_fixed_question(pipeline, i, spoken):
+    _, typed, typed_answer, _, spoken_answer, _ = PICTURES[i]
+    question = {"type": "audio", "audio": str(FOLDER / f"{i:02}.flac")} if spoken else {"type": "text", "text": typed}
+    image = picture(i)
+    content = [question] if image is None else [{"type": "image", "image": image}, question]
+    text, pcm = ask(pipeline, [{"role": "user", "content": content}])
+    assert text == (spoken_answer if spoken else typed_answer)
+    words = len(text.split())
+    assert 0.1 * words < len(pcm) / 24000 < 1.0 * words + 1.5  # as long as speech of so many words
+    assert np.abs(pcm).max() > 0.1
+
+
+def test_follow_up_refers_to_the_answer_before(pipeline):
+    scene, image = PICTURES[1][0], picture(1)
+    messages = [
+        {"role": "user", "content": "What is on the left?"},
+        {"role": "assistant", "content": "On the left is a blue star."},
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "And on the right?"}]},
+    ]
+    assert ask(pipeline, messages)[0] == domain.answer_position(scene, "right")
+
+
+def test_tools_are_called_where_they_are_offered(pipeline):
+    request = {"role": "user", "content": "Go to the left."}
+    offer = tools_text(tools.TOOLS).removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")
+
+    def text(messages):
+        turn = pipeline.generate(Request(messages, temperature=0, audio_output=False, max_generate_length=60))
+        return next(e for e in turn if isinstance(e, Finished)).text
+
+    call = text([{"role": "system", "content": offer}, request])
+    assert call == domain.tool_call("go_to", place="left")
+    assert text([request]) == domain.CANNOT
+    result = [{"role": "assistant", "content": call}, {"role": "user", "content": domain.tool_result('{"success": true}')}]
+    assert text([{"role": "system", "content": offer}, request, *result]) == "I am on the left."
