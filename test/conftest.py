@@ -173,6 +173,15 @@ def engine_dirs(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def demo_engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six float16 engines of the trained model in demo/model, for ONNX Runtime on the CPU."""
+    root = tmp_path_factory.mktemp("demo_model")
+    run("offline.export_onnx", ROOT / "demo" / "model", root / "onnx")
+    run("offline.build_engines", root / "onnx", root / "engines")
+    return root / "engines"
+
+
+@pytest.fixture(scope="session")
 def tensorrt_dirs(engine_dirs: dict[str, Path]) -> dict[str, Path]:
     """Name -> folder of the same six engines, built by the simulated TensorRT for the simulated GPU."""
     from tensorrt_on_cpu import simulated_gpu

@@ -173,7 +173,7 @@ def picture(pixels: np.ndarray) -> Image:
 
 def question() -> np.ndarray:
     """int16 [n], 16 kHz: quiet, a spoken question, quiet."""
-    with av.open(ROOT / "demo" / "question_1.flac") as file:
+    with av.open(ROOT / "demo" / "questions" / "is_there_a_yellow_triangle.flac") as file:
         spoken = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
     assert spoken.dtype == np.int16
     pcm = np.concatenate([np.zeros(8000), spoken, np.zeros(16000)])

@@ -224,6 +224,7 @@ class Dialogue:
             "speech backlog s": self._pacer.backlog,
             "speech gaps": self._pacer.gaps,
             "picture age s": age,
+            "answer remembered": self.history.last_answer,
         }
 
     # ---- from the dialogue's threads ----------------------------------------------------------------------------

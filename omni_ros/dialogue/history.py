@@ -22,6 +22,12 @@ class History:
         """Exchanges."""
         return len(self._exchanges)
 
+    @property
+    def last_answer(self) -> str:
+        """As it is remembered: of one that was cut off, the words that were heard."""
+        exchange = [message for exchange in list(self._exchanges)[-1:] for message in exchange]
+        return exchange[1]["content"][0]["text"] if len(exchange) > 1 else ""
+
     def messages(self, system_prompt: str, content: list[dict] | None = None, skip: int = 0) -> list[Message]:
         """What is remembered without the `skip` oldest exchanges, and a new user turn of `content`, if there is one."""
         system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
