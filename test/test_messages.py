@@ -16,6 +16,7 @@ from std_msgs.msg import Int16MultiArray, MultiArrayDimension, String  # noqa: E
 
 from omni_ros.errors import InputError  # noqa: E402
 from omni_ros.nodes import messages  # noqa: E402
+from omni_ros.preprocess import picture  # noqa: E402
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
@@ -96,7 +97,7 @@ def compressed(form: str, **options) -> CompressedImage:
 def test_compressed_image():
     png, jpeg = compressed("PNG"), compressed("JPEG", quality=95)
     expected = np.array(Picture.fromarray(RGB).resize((60, 50)))
-    assert messages.open_compressed(png).size == (60, 50)
+    messages.check_compressed(png)
     assert np.array_equal(messages.compressed_to_rgb(png), expected)
     assert np.abs(messages.compressed_to_rgb(jpeg).astype(int) - expected).mean() < 8
 
@@ -105,14 +106,14 @@ def test_compressed_image():
 def test_truncated_compressed_image(form):
     msg = compressed(form)
     msg.data = msg.data[:-100]
-    messages.open_compressed(msg)  # the header is whole
-    with pytest.raises(InputError, match=f"{form.lower()}.*cannot be decoded"):
+    messages.check_compressed(msg)  # the header is whole
+    with pytest.raises(InputError, match=f"{form.lower()}.*not a readable image"):
         messages.compressed_to_rgb(msg)
 
 
 def test_compressed_rubbish():
-    with pytest.raises(InputError, match="cannot be read"):
-        messages.open_compressed(CompressedImage(format="jpeg", data=array.array("B", b"no picture")))
+    with pytest.raises(InputError, match="format 'jpeg': not a readable image"):
+        messages.check_compressed(CompressedImage(format="jpeg", data=array.array("B", b"no picture")))
 
 
 def test_sixteen_bit_grey_keeps_the_high_byte():
@@ -123,18 +124,33 @@ def test_sixteen_bit_grey_keeps_the_high_byte():
     assert np.array_equal(rgb, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=-1))
 
 
+def test_a_camera_picture_is_turned_upright_and_bounded_like_a_file(monkeypatch):
+    exif = Picture.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert messages.compressed_to_rgb(compressed("JPEG", exif=exif)).shape == (60, 50, 3)
+    monkeypatch.setattr(picture, "MAX_BYTES", 100)
+    with pytest.raises(InputError, match="too much for a picture"):
+        messages.check_compressed(compressed("PNG"))
+
+
+@pytest.mark.parametrize("form", ["TIFF", "BMP", "GIF", "PPM"])
+def test_formats_that_are_read_from_files_only(form):
+    with pytest.raises(InputError, match="none of JPEG, PNG, WEBP"):
+        messages.check_compressed(compressed(form))
+
+
 def test_formats_that_no_camera_sends_are_refused():
     file = io.BytesIO()
     Picture.fromarray(RGB).save(file, "EPS")  # which Pillow reads by starting a program
     with pytest.raises(InputError, match="JPEG, PNG, WEBP"):
-        messages.open_compressed(CompressedImage(format="eps", data=array.array("B", file.getvalue())))
+        messages.check_compressed(CompressedImage(format="eps", data=array.array("B", file.getvalue())))
 
 
 def test_a_small_file_of_a_huge_picture_is_not_decoded():
     file = io.BytesIO()
     Picture.new("1", (13300, 13300)).save(file, "PNG")
-    with pytest.raises(InputError, match="13300x13300 pixels"):
-        messages.open_compressed(CompressedImage(format="png", data=array.array("B", file.getvalue())))
+    with pytest.raises(InputError, match="13300 x 13300 pixels"):
+        messages.check_compressed(CompressedImage(format="png", data=array.array("B", file.getvalue())))
 
 
 def test_foreign_texts_are_cut():

@@ -4,6 +4,7 @@
 import array
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from broken_files import write
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from omni_process import (  # noqa: F401 - some are fixtures
@@ -374,3 +376,77 @@ def test_long_texts_are_cut_in_log_and_diagnostics(omni, running):
     assert max(len(text) for pair in status.values for text in (pair.key, pair.value, status.message)) <= 400
     assert max(map(len, log_of(running[0]).splitlines())) < 1000
     omni.set(speaker="")
+
+
+def refusals(client: Client, **values: object) -> list[str]:
+    """Why each of these may not be set; "" where it was."""
+    parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+    done = client.call(SetParameters, "omni/set_parameters", SetParameters.Request(parameters=parameters))
+    return ["" if result.successful else result.reason for result in done.results]
+
+
+def test_locked_parameters_stay_as_they_are(start):
+    process, client = start(lock_parameters=True, system_prompt="Be kind.", **SHORT)
+    wait(lambda: client.state == "idle" and client.connected, 30)
+    changes = {"system_prompt": "Obey me.", "temperature": 0.1, "lock_parameters": False, "use_sim_time": True, "speaker": "x"}
+    assert all(f"'{name}' is locked" in text for name, text in zip(changes, refusals(client, **changes), strict=True))
+    assert refusals(client, system_prompt="Be kind.", temperature=0.7) == ["", ""]  # no change
+    client.prompt.publish(String(data="Are you there?"))
+    answer(client)
+    assert client.change(Transition.TRANSITION_DEACTIVATE) and client.change(Transition.TRANSITION_ACTIVATE)  # topics anew
+    assert process.process.poll() is None
+
+
+def test_a_lock_that_is_set_later_holds_from_then_on(start):
+    process, client = start(autostart=False)
+    wait(lambda: client.state == "unconfigured", 30)
+    assert refusals(client, temperature=0.1, lock_parameters=True) == ["", ""]
+    assert "locked" in refusals(client, temperature=0.2)[0] and "locked" in refusals(client, lock_parameters=False)[0]
+
+
+# ---- damaged engines ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(engine_dir, tmp_path) -> Path:
+    """Engines of which one weight of one differs in its last bit: no answer tells."""
+    folder = shutil.copytree(engine_dir, tmp_path / "engines", copy_function=os.link)
+    path = folder / "talker" / "model.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 // 4 * 4] ^= 1
+    write(path, content)
+    return folder
+
+
+def test_damage_that_is_found_behind_the_running_node(start, damaged):
+    process, client = start(module="faulty_node", env={"FAULT": "large"}, engine_dir=damaged, **SHORT)
+    wait(lambda: client.state == "idle" and client.connected, 30)
+    wait(lambda: client.values()["engine files verified"] == "damaged", 20)
+    status = client.status()
+    assert status.level == DiagnosticStatus.ERROR
+    assert "talker/model.onnx.data: damaged" in status.message
+    assert log_of(process).count("model.onnx.data: damaged") == 1
+    client.prompt.publish(String(data="Are you there?"))
+    answer(client)  # it is for the operator to decide
+    assert client.change(Transition.TRANSITION_DEACTIVATE) and client.change(Transition.TRANSITION_CLEANUP)
+    status = client.status()  # a warning that the answer was short is left
+    assert status.level != DiagnosticStatus.ERROR and "damaged" not in status.message
+
+
+def test_damage_that_is_found_before_the_first_answer(start, damaged):
+    process, client = start(module="faulty_node", env={"FAULT": "large"}, engine_dir=damaged, verify="full")
+    assert process.process.wait(30) == 1
+    assert "talker/model.onnx.data: damaged" in log_of(process)
+
+
+def test_sizes_are_all_that_is_compared_when_that_is_asked_for(start, damaged):
+    process, client = start(engine_dir=damaged, verify="sizes")
+    wait(lambda: client.state == "idle" and client.connected, 30)
+    assert client.values()["engine files verified"] == "sizes only, so far"
+    client.change(Transition.TRANSITION_DEACTIVATE), client.change(Transition.TRANSITION_CLEANUP)
+    client.set(verify="auto")
+    assert not client.change(Transition.TRANSITION_CONFIGURE)
+    assert "model.onnx.data: damaged" in client.status().message
+    client.set(verify="no" * 100)
+    assert not client.change(Transition.TRANSITION_CONFIGURE)
+    assert "but must be auto, sizes, full" in client.status().message

@@ -42,7 +42,7 @@ class Camera:
     def _receive(self, msg: Image | CompressedImage) -> None:
         raw = isinstance(msg, Image)
         try:
-            messages.check_image(msg) if raw else messages.open_compressed(msg)
+            messages.check_image(msg) if raw else messages.check_compressed(msg)
         except InputError as error:
             self._on_bad(str(error))
         else:

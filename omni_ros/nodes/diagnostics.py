@@ -27,7 +27,7 @@ class Health:
         self._last_turn: Outcome | None = None
         self._last_error = ""
         self._configure_error = ""
-        self._conditions: dict[str, str] = {}  # what is wrong as long as it is wrong
+        self._conditions: dict[str, tuple[bytes, str]] = {}  # what is wrong as long as it is wrong, and how bad that is
         self._bad = self._defect = ("", float("-inf"))  # the last of each kind, and when
 
     def bad_message(self, topic: str, reason: str) -> None:
@@ -59,17 +59,17 @@ class Health:
         with self._lock:
             self._configure_error = error
 
-    def condition(self, name: str, text: str) -> bool:
+    def condition(self, name: str, text: str, level: bytes = DiagnosticStatus.WARN) -> bool:
         """`text` says what is wrong, "" that it no longer is. True when this is news worth a log line."""
         with self._lock:
-            before = self._conditions.pop(name, "")
+            before = self._conditions.pop(name, None)
             if text:
-                self._conditions[name] = text
-            return bool(text) and not before
+                self._conditions[name] = level, text
+            return bool(text) and before is None
 
     def status(self, name: str, state: str, facts: dict[str, object]) -> DiagnosticStatus:
-        """ERROR: not configured because of an error, the last turn failed, or a defect was survived. WARN: bad input, a
-        condition, or a reply or its speech cut short."""
+        """ERROR: not configured because of an error, the last turn failed, a defect was survived, or a condition as bad as
+        these. WARN: bad input, another condition, or a reply or its speech cut short."""
         with self._lock:
             level, message = self._judge(state)
             values: dict[str, object] = {"state": state, **facts, "last error": self._last_error, "defects": self._defects}
@@ -90,8 +90,10 @@ class Health:
             return DiagnosticStatus.ERROR, turn.error
         if now - self._defect[1] < RECENT:
             return DiagnosticStatus.ERROR, f"survived a defect: {self._defect[0]}"
+        if errors := [text for level, text in self._conditions.values() if level == DiagnosticStatus.ERROR]:
+            return DiagnosticStatus.ERROR, "; ".join(errors)
         warnings = [self._bad[0]] if now - self._bad[1] < RECENT else []
-        warnings += self._conditions.values()
+        warnings += [text for _, text in self._conditions.values()]
         if turn is not None and turn.reason == "kv_cache_full":
             warnings.append("the last reply was cut: KV cache full")
         elif turn is not None and turn.audio_reason in CUT_SHORT:

@@ -1,14 +1,14 @@
 """ROS messages to arrays and back. Everything that cannot be used raises InputError with the reason."""
 
 import array
-import io
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
 
 from omni_ros.errors import InputError
+from omni_ros.preprocess.picture import Picture, open_picture
 
 # The message types that topic `audio` may have. Nothing else is ever imported because some publisher names it.
 AUDIO_TYPES = (
@@ -18,8 +18,7 @@ AUDIO_TYPES = (
     "audio_common_msgs/msg/AudioStamped",
     "foxglove_msgs/msg/RawAudio",
 )
-COMPRESSED_FORMATS = ("JPEG", "PNG", "WEBP")  # what cameras send; Pillow knows others that start programs or have holes
-MOST_PIXELS = 7680 * 4320  # of a picture that is worth decoding: beyond, a small file can stand for any amount of memory
+COMPRESSED_FORMATS = ("JPEG", "PNG", "WEBP")  # what cameras send
 LOUDEST = 100.0  # of floating-point PCM, whose full scale is 1: more is another unit, or garbage
 
 # sensor_msgs/image_encodings.hpp: encoding -> (bytes per pixel, order of R, G, B among a pixel's samples).
@@ -79,28 +78,20 @@ def _yuv422_to_rgb(pairs: np.ndarray, y0: int, y1: int, u: int, v: int) -> np.nd
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
-def open_compressed(msg) -> Picture.Image:
-    """sensor_msgs/CompressedImage -> Pillow image whose header is read and whose pixels are not decoded yet."""
-    try:
-        picture = Picture.open(io.BytesIO(msg.data), formats=COMPRESSED_FORMATS)
-    except Exception as error:  # noqa: BLE001 - Pillow's readers raise nearly anything for a broken file
-        known = ", ".join(COMPRESSED_FORMATS)
-        raise InputError(f"compressed image of format {shown(msg.format)} cannot be read as {known}: {error}") from error
-    if picture.width * picture.height > MOST_PIXELS:
-        raise InputError(f"compressed image of {picture.width}x{picture.height} pixels: more than {MOST_PIXELS} are not decoded")
-    return picture
+def check_compressed(msg) -> None:
+    """Whether the header of a sensor_msgs/CompressedImage can be read and is acceptable, without decoding a pixel."""
+    with _open_compressed(msg):
+        return
 
 
 def compressed_to_rgb(msg) -> np.ndarray:
-    """sensor_msgs/CompressedImage -> uint8 RGB [H, W, 3]; of 16-bit grey, the high byte."""
-    picture = open_compressed(msg)
-    try:
-        if picture.mode.startswith("I"):  # Pillow's own conversion cuts every value above 255
-            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=-1)
-        return np.array(picture.convert("RGB"))
-    except Exception as error:  # noqa: BLE001 - as above; truncated data shows only while decoding
-        raise InputError(f"compressed image of format {shown(msg.format)} cannot be decoded: {error}") from error
+    """sensor_msgs/CompressedImage -> uint8 RGB [H, W, 3], upright by its EXIF orientation; of 16-bit grey, the high byte."""
+    with _open_compressed(msg) as picture:
+        return np.array(picture.rgb())
+
+
+def _open_compressed(msg) -> AbstractContextManager[Picture]:
+    return open_picture(memoryview(msg.data), f"compressed image of format {shown(msg.format)}", COMPRESSED_FORMATS)
 
 
 def interleaved_to_mono(data, dtype: str, channels: int) -> np.ndarray:

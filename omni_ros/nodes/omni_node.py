@@ -6,7 +6,7 @@ Callbacks only check and hand over: listening, answering and speaking happen on 
 import sys
 from collections.abc import Callable
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
@@ -149,12 +149,15 @@ class OmniNode(LifecycleNode):
         problems = self._inputs.audio.problems() if self._inputs is not None else dict.fromkeys(AUDIO_PROBLEMS, "")
         for condition, text in problems.items():
             self._judge(condition, text)
+        damage = self._configured.damage if self._configured is not None else ""
+        if self._health.condition("damage", damage, DiagnosticStatus.ERROR):
+            self.get_logger().error(damage[:LONGEST])
 
     def _publish_diagnostics(self) -> None:
         self._judge_surroundings()
         facts: dict[str, object] = {}
         if self._configured is not None:
-            facts = self._configured.dialogue.facts()
+            facts = self._configured.dialogue.facts() | {"engine files verified": self._configured.files_verified}
         if self._inputs is not None:
             facts["audio type"] = self._inputs.audio.type_name or "no publisher yet"
         name = f"{self.get_fully_qualified_name().lstrip('/')}: dialogue"

@@ -34,11 +34,14 @@ def _fixed(name: str, default: Any, description: str, low=None, high=None, const
     return Parameter(name, default, description, low, high, constraint, fixed=True)
 
 
+VERIFY = "full: every byte before the first answer; sizes: no byte; auto: every byte, behind the running node if that is slow"
 NODE = {
     "engines": (
         _fixed("engine_dir", "", "folder that offline.build_engines made; ~ is the home folder", constraint="required"),
         _fixed("threads", 0, "CPU threads of each engine, 0: one per core", 0, 256),
+        _fixed("verify", "auto", "what of the engines' files is compared with their checksums", constraint=VERIFY),
         _fixed("autostart", True, "configure and activate without waiting for a lifecycle manager"),
+        Parameter("lock_parameters", False, "refuse every later change of a parameter, of this one too, until the node ends"),
     ),
     "camera": (
         _fixed("image_transport", "raw", "camera topic", constraint="raw: image_raw, compressed: image_raw/compressed"),
@@ -117,10 +120,16 @@ def declare(node: Node, *, is_configured) -> None:
             raise InputError(f"parameter {p.name} is {value}, but must be {_allowed(p)}{_files()}") from error
 
     def check(given: list[RosParameter]) -> SetParametersResult:
+        locked = node.get_parameter("lock_parameters").value
         for ros in given:
-            p = TABLE.get(ros.name)
-            if p is not None and p.fixed and is_configured() and ros.value != node.get_parameter(p.name).value:
+            if not node.has_parameter(ros.name) or ros.value == node.get_parameter(ros.name).value:
+                continue  # it is being declared, as quality of service is with its topic, or nothing changes
+            p, reason = TABLE.get(ros.name), ""
+            if locked:
+                reason = f"{shown(ros.name)} is locked: lock_parameters was set, so start the node anew with other values"
+            elif p is not None and p.fixed and is_configured():
                 reason = f"{p.name} is read when the node is configured: deactivate and clean up first"
+            if reason:
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
 

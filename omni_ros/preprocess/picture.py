@@ -56,11 +56,13 @@ class Picture:
 
 
 @contextmanager
-def open_picture(source: str | Path | bytes, name: str | None = None) -> Iterator[Picture]:
+def open_picture(
+    source: str | Path | bytes | memoryview, name: str | None = None, formats: tuple[str, ...] = FORMATS
+) -> Iterator[Picture]:
     """A picture file, or the bytes of one: header read, pixels not yet decoded (`rgb()` does it).
 
     Everything that goes wrong inside the `with` is an InputError that names the file, or `name`: not a regular file, of
-    a format outside FORMATS, damaged, larger than MAX_PIXELS or MAX_BYTES, of pixels without a defined white.
+    a format outside `formats`, damaged, larger than MAX_PIXELS or MAX_BYTES, of pixels without a defined white.
     """
     name = name or (str(source) if isinstance(source, (str, Path)) else "picture")
     try:
@@ -68,7 +70,7 @@ def open_picture(source: str | Path | bytes, name: str | None = None) -> Iterato
             if file.seek(0, 2) > MAX_BYTES:
                 raise InputError(f"{name}: {file.tell() >> 20} MiB are too much for a picture, the limit is {MAX_BYTES >> 20}")
             file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(
                         f"{name}: {image.width} x {image.height} pixels are too many, the limit is {MAX_PIXELS}: make it smaller"
@@ -77,6 +79,6 @@ def open_picture(source: str | Path | bytes, name: str | None = None) -> Iterato
     except InputError:
         raise
     except UnidentifiedImageError as e:
-        raise InputError(f"{name}: not a readable image: damaged, or none of {', '.join(FORMATS)}") from e
+        raise InputError(f"{name}: not a readable image: damaged, or none of {', '.join(formats)}") from e
     except Exception as e:  # noqa: BLE001 - on damaged files Pillow's readers raise nearly anything
         raise InputError(f"{name}: not a readable image ({e})") from e
