@@ -14,7 +14,7 @@ QUICK := package parameters messages dialogue endpoint speech_pacer preprocess_a
 QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
 QUICK_CASES := not tensorrt and not odd and not published
 
-.PHONY: help setup demo test test-quick lint fuzz bench bench-gpu clean
+.PHONY: help setup demo test test-quick lint fuzz bench bench-gpu demo-model clean
 help:
 	@echo "make demo        build a small model and talk to the node: see demo_output/ afterwards"
 	@echo "make test        the whole test suite against transformers"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint        style and static types"
 	@echo "make fuzz        attack it with damaged input, MINUTES=1 for each of its kinds"
 	@echo "make bench       measure; make bench-gpu WORK=FOLDER   measure on a large NVIDIA GPU"
+	@echo "make demo-model  train the model of the demo: one or two large NVIDIA GPUs, 20 minutes on two H100"
 	@echo "make setup       only install what all of them need, into .venv;   make clean   remove it"
 
 setup: .venv/.full
@@ -53,6 +54,12 @@ bench: .venv/.full
 # make bench-gpu WORK=/dev/shm/omni: 54 GB there at most; the engines stay, 23 GB. Without WORK they are made in bench_output and deleted.
 bench-gpu: .venv/.full
 	$(BIN)/python -m bench.gpu $(if $(WORK),--work $(WORK))
+
+# Trains demo/model anew; see training/README.md for the speech synthesisers that it needs.
+demo-model: .venv/.full
+	$(PIP) install -qq --editable ".[training]"
+	$(BIN)/python -m training.run --work $(or $(WORK),/dev/shm/training) --out training_output --minutes 19 --talker_minutes 7.5 \
+		--thinker=--compile --assemble demo/model
 
 .venv/.created:
 	$(PYTHON) -m venv $(VENV_FLAGS) .venv

