@@ -1,6 +1,8 @@
 """A conversation computes what is new and nothing else, and says what a fresh run of the whole prompt says."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -298,3 +300,17 @@ def test_seeds(pipeline, conversation):
 def test_sound_reaches_the_listener_in_order(conversation):
     events = list(conversation.generate(Request([user(text("hello"))], **GREEDY)))
     assert [e.is_last for e in events if isinstance(e, AudioChunk)][-1]
+
+
+def test_media_are_known_again_but_not_kept_alive(pipeline, conversation):
+    """A camera's picture may have 100 MB; its rows are all that the next turn needs."""
+    part = image(64, 96, 1)
+    alive = weakref.ref(part["image"])
+    first = [user(part, text("so"))]
+    end_of(conversation.generate(Request(first, **GREEDY)))
+    with spy(pipeline) as calls:
+        end_of(conversation.generate(Request([*first, says("assistant", "so"), user(text("and?"))], **GREEDY)))
+    assert not [call for call in calls if "visual" in call.engine]
+    del first, part, calls
+    gc.collect()
+    assert alive() is None
