@@ -314,3 +314,17 @@ def test_media_are_known_again_but_not_kept_alive(pipeline, conversation):
     del first, part, calls
     gc.collect()
     assert alive() is None
+
+
+def test_an_error_does_not_keep_the_request_alive(conversation):
+    """Until the garbage collector came by, it kept a picture, beside that of the next turn."""
+    part = image(64, 96, 1)
+    alive = weakref.ref(part["image"])
+    gc.disable()
+    try:
+        with pytest.raises(PromptTooLongError):
+            list(conversation.generate(Request([user(part, text("word " * 20000))], **GREEDY)))
+        del part
+        assert alive() is None
+    finally:
+        gc.enable()
