@@ -14,13 +14,15 @@ QUICK := package parameters messages dialogue endpoint speech_pacer preprocess_a
 QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
 QUICK_CASES := not tensorrt and not odd and not published
 
-.PHONY: help setup demo test test-quick lint fuzz bench bench-gpu demo-model clean
+.PHONY: help setup demo test test-quick test-newest lint fuzz soak bench bench-gpu demo-model clean
 help:
 	@echo "make demo        build a small model and talk to the node: see demo_output/ afterwards"
 	@echo "make test        the whole test suite against transformers"
 	@echo "make test-quick  a part of it, 90 s at most"
 	@echo "make lint        style and static types"
 	@echo "make fuzz        attack it with damaged input, MINUTES=1 for each of its kinds"
+	@echo "make soak        live with the node for MINUTES=30: nothing of it may grow"
+	@echo "make test-newest make test-quick with the newest release of every dependency that setup.py allows"
 	@echo "make bench       measure; make bench-gpu WORK=FOLDER   measure on a large NVIDIA GPU"
 	@echo "make demo-model  train the model of the demo: one or two large NVIDIA GPUs, 20 minutes on two H100"
 	@echo "make setup       only install what all of them need, into .venv;   make clean   remove it"
@@ -39,6 +41,12 @@ test-quick: .venv/.full
 	@echo "left to make test: two of the three models, TensorRT, and"
 	@echo "$(sort $(notdir $(filter-out $(QUICK_FILES),$(wildcard test/test_*.py))))"
 
+# To be run now and then: what has been released since .venv was made. Below its bounds nothing changes, see docs/dependencies.md.
+test-newest: .venv/.full
+	$(PIP) install -qq --upgrade --upgrade-strategy eager --editable ".[offline,demo,test$(ROS)]"
+	$(PIP) list --format freeze
+	$(MAKE) test-quick
+
 lint: .venv/.full
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +55,10 @@ lint: .venv/.full
 # MINUTES for each of the six kinds of input; see fuzz/run.py.
 fuzz: .venv/.light
 	$(BIN)/python -m fuzz.run --minutes $(or $(MINUTES),1)
+
+# MINUTES of turns, interruptions and garbage over DDS; see bench/soak.py.
+soak: .venv/.light
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30)
 
 bench: .venv/.full
 	$(BIN)/python -m bench.run

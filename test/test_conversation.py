@@ -1,6 +1,8 @@
 """A conversation computes what is new and nothing else, and says what a fresh run of the whole prompt says."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -309,3 +311,31 @@ def test_a_cancel_just_before_a_feed_counts(conversation, pipeline):
     with spy(pipeline) as calls:
         conversation.feed([user(text("hello"))])
     assert calls
+
+
+def test_media_are_known_again_but_not_kept_alive(pipeline, conversation):
+    """A camera's picture may have 100 MB; its rows are all that the next turn needs."""
+    part = image(64, 96, 1)
+    alive = weakref.ref(part["image"])
+    first = [user(part, text("so"))]
+    end_of(conversation.generate(Request(first, **GREEDY)))
+    with spy(pipeline) as calls:
+        end_of(conversation.generate(Request([*first, says("assistant", "so"), user(text("and?"))], **GREEDY)))
+    assert not [call for call in calls if "visual" in call.engine]
+    del first, part, calls
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_error_does_not_keep_the_request_alive(conversation):
+    """Until the garbage collector came by, it kept a picture, beside that of the next turn."""
+    part = image(64, 96, 1)
+    alive = weakref.ref(part["image"])
+    gc.disable()
+    try:
+        with pytest.raises(PromptTooLongError):
+            list(conversation.generate(Request([user(part, text("word " * 20000))], **GREEDY)))
+        del part
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -253,3 +253,8 @@ def test_floating_point_of_another_unit():
 
 def test_other_types_are_no_audio():
     assert reader(String) is None and reader(Image) is None
+
+
+def test_a_raw_image_larger_than_8k_is_not_kept():
+    with pytest.raises(InputError, match="8000 x 4320 pixels: too many"):
+        messages.check_image(Image(height=4320, width=8000, encoding="mono8", step=8000))

@@ -2,6 +2,7 @@
 # ruff: noqa: F811 - fixtures are imported, and named again where they are used
 
 import array
+import io
 import os
 import re
 import shutil
@@ -30,8 +31,10 @@ from omni_process import (  # noqa: F401 - some are fixtures
     running,
     wait,
 )
+from PIL import Image as Picture
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Int16MultiArray, String
 from std_srvs.srv import Trigger
 
@@ -450,3 +453,44 @@ def test_sizes_are_all_that_is_compared_when_that_is_asked_for(start, damaged):
     client.set(verify="no" * 100)
     assert not client.change(Transition.TRANSITION_CONFIGURE)
     assert "but must be auto, sizes, full" in client.status().message
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def memory(process: OmniProcess, field: str) -> float:
+    """MB: VmRSS now, VmHWM at most since the peak was forgotten."""
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+)", status).group(1)) / 1024
+
+
+def test_large_pictures_and_texts_leave_no_memory_behind(start):
+    """Before: 166 MB stayed, in pieces that glibc kept and in the last picture."""
+    process, client = start(image_transport="compressed", image_max_age=60.0, **SHORT)
+    camera = client.node.create_publisher(CompressedImage, "image_raw/compressed", 10)
+    wait(lambda: client.state == "idle" and client.connected and camera.get_subscription_count(), 30)
+
+    def ask(text: str, answers: bool = True) -> None:
+        seen = len(client.received["response"])
+        client.prompt.publish(String(data=text))
+        if answers:
+            wait(lambda: len(client.received["response"]) > seen and client.state == "idle", 30)
+        else:
+            wait(lambda: client.state == "error", 30)
+
+    for _ in range(3):
+        ask("Hello.")
+    Path(f"/proc/{process.process.pid}/clear_refs").write_text("5")  # forgets the peak
+    idle = memory(process, "VmRSS")
+    for number in range(3):
+        for size, form in (((13300, 13300), "PNG"), ((7680, 4320), "JPEG")):
+            file = io.BytesIO()
+            Picture.new("L", size, number).save(file, form)
+            camera.publish(CompressedImage(format=form.lower(), data=array.array("B", file.getvalue())))
+        time.sleep(0.2)
+        ask("What do you see?")
+        ask("word " * 200_000, answers=False)
+    assert client.call(Trigger, "omni/reset").success
+    ask("Hello.")
+    assert memory(process, "VmHWM") - idle <= 300
+    assert memory(process, "VmRSS") - idle <= 50

@@ -45,6 +45,11 @@ def test_what_the_robot_needs_is_pinned(python):
     assert pins["numpy"].startswith("1.26")  # Ubuntu 24.04's: ROS 2 Jazzy's messages are compiled against it
 
 
+def test_every_dependency_of_the_robot_has_an_upper_bound():
+    unbounded = [str(r) for r in runtime() if not any(s.operator in ("<", "==") for s in r.specifier)]
+    assert unbounded == ["setuptools"]  # a ROS distribution brings its own version
+
+
 def test_every_pin_has_hashes():
     for block in re.split(r"\n(?=[a-zA-Z])", LOCK[LOCK.index("\nanyio") + 1 :]):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block[:80]

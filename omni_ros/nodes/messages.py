@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omni_ros.errors import InputError
-from omni_ros.preprocess.picture import Picture, open_picture
+from omni_ros.preprocess.picture import MAX_PIXELS, Picture, open_picture, rgb_array
 
 # The message types that topic `audio` may have. Nothing else is ever imported because some publisher names it.
 AUDIO_TYPES = (
@@ -48,6 +48,8 @@ def check_image(msg) -> None:
         raise InputError(f"image encoding {shown(msg.encoding)} is not supported: convert it to one of {known}")
     if msg.height == 0 or msg.width == 0:
         raise InputError(f"image of {msg.width}x{msg.height} pixels is empty")
+    if msg.height * msg.width > MAX_PIXELS:
+        raise InputError(f"image of {msg.width} x {msg.height} pixels: too many, the limit is {MAX_PIXELS}")
     if msg.encoding in _YUV422 and msg.width % 2:
         raise InputError(f"image of encoding '{msg.encoding}' has an odd width {msg.width}: 4:2:2 needs pairs")
     row = msg.width * (_PACKED[msg.encoding][0] if msg.encoding in _PACKED else 2)
@@ -87,7 +89,7 @@ def check_compressed(msg) -> None:
 def compressed_to_rgb(msg) -> np.ndarray:
     """sensor_msgs/CompressedImage -> uint8 RGB [H, W, 3], upright by its EXIF orientation; of 16-bit grey, the high byte."""
     with _open_compressed(msg) as picture:
-        return np.array(picture.rgb())
+        return rgb_array(picture.rgb())
 
 
 def _open_compressed(msg) -> AbstractContextManager[Picture]:

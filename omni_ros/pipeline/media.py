@@ -1,5 +1,6 @@
 """The sounds, pictures and videos of a conversation: decoded, then encoded to the rows that the Thinker reads, once each."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ class Media:
     """One clip, picture or video. Its rows depend on nothing else in the conversation, so they are computed once."""
 
     kind: str  # audio | image | video
-    source: Any  # an array, known by being the same object, or a file, known by its path, time and size
+    source: Any  # an array, known by being the same object, which is not kept alive; or a file, by its path, time and size
     options: tuple[Any, ...]
     serial: int  # of the conversation; prompts name the rows by it
     tokens: int  # how many prompt rows it takes
@@ -104,7 +105,7 @@ class MediaReader:
 
 def _identity(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return value
+        return weakref.ref(value)
     try:
         status = Path(value).stat()
     except (OSError, ValueError):
@@ -113,7 +114,9 @@ def _identity(value: Any) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else a == b
+    if isinstance(a, weakref.ref) or isinstance(b, weakref.ref):  # whose own == would compare the arrays
+        return type(a) is type(b) and a() is b()
+    return a == b
 
 
 def media_parts(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

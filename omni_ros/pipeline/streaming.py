@@ -76,7 +76,10 @@ class Turn:
         if error is not None:
             if not isinstance(error, InputError):
                 self.conversation.reset()  # rows of a run that failed may hold anything
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it and this frame would keep each other alive, and with them the request's pictures
         yield Finished(self.text, self.token_ids, self._codes(), self.reason, self.audio_reason, self._metrics())
 
     def check(self) -> None:

@@ -17,6 +17,7 @@ from omni_ros.preprocess.media import open_regular
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 7680 * 4320  # an 8K frame; Pillow holds 4 bytes a pixel, and twice that while it converts
 MAX_BYTES = 128 << 20  # of the file: some readers take it into memory whole
+STRIP = 64  # rows of a picture
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -53,6 +54,15 @@ class Picture:
         if bits != (16,) or values.min() < 0 or values.max() > 0xFFFF:
             raise InputError(f"{self.name}: grey of {bits[0]} bits is not supported: convert it to 8 bits")
         return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def rgb_array(image: Image.Image) -> np.ndarray:
+    """8-bit RGB -> uint8 [H, W, 3]. In strips: Pillow's own way holds the pixels three times meanwhile."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        bottom = min(top + STRIP, image.height)
+        pixels[top:bottom] = image.crop((0, top, image.width, bottom))
+    return pixels
 
 
 @contextmanager
