@@ -16,7 +16,7 @@ QUICK_CASES := not tensorrt and not odd and not published
 
 .PHONY: help setup demo test test-quick test-newest lint fuzz soak bench bench-gpu demo-model clean
 help:
-	@echo "make demo        build a small model and talk to the node: see demo_output/ afterwards"
+	@echo "make demo        ask the shipped model about shapes on a table: see demo_output/ afterwards"
 	@echo "make test        the whole test suite against transformers"
 	@echo "make test-quick  a part of it, 90 s at most"
 	@echo "make lint        style and static types"
@@ -78,10 +78,10 @@ demo-model: .venv/.full
 	$(PIP) install -qq --upgrade pip setuptools
 	touch $@
 
-# Enough to make engines and run the node: no torch.
+# Enough to make engines and run the node: no torch. Python compiles what is imported; all of it would take ten seconds more.
 .venv/.light: setup.py | .venv/.created
-	@echo "installing the runtime into .venv (a minute or two, 0.6 GB)"
-	$(PIP) install -qq --editable ".[offline,demo$(ROS)]"
+	@echo "installing the runtime into .venv (half a minute or more, 0.6 GB)"
+	$(PIP) install -qq --no-compile --editable ".[offline,demo$(ROS)]"
 	touch $@
 
 # And transformers, which the tests and benchmarks compare with. torchvision comes without its dependencies, since it may ask

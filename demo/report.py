@@ -91,8 +91,8 @@ def _microphone(row: Axes, recorder: Recorder, questions: Sequence[str]) -> None
     )
     for begin, end, question in zip(*spoken, questions):
         row.axvspan(begin, end, color="tab:blue", alpha=0.15, linewidth=0)
-        row.text(begin, 0.95, f"\u201c{question}\u201d", fontsize=9, va="top", color="tab:blue")
-    row.set_ylim(-0.6, 1)
+        row.text(begin, 0.87, f"\u201c{question}\u201d", fontsize=9, va="top", color="tab:blue")
+    row.set_ylim(-0.6, 0.9)
     row.set_yticks([])
     row.set_title("microphone; shaded: the node hears the user speak", loc="left", fontsize=10)
 
@@ -122,7 +122,7 @@ def plot(
     judged: bool,
 ) -> None:
     begin = recorder.microphone[0][0] if recorder.microphone else 0.0
-    end = max([begin + 1, *(start + pcm.size / SPEECH_RATE for start, pcm in playback(recorder))]) + 0.3
+    end = max([begin + 1, *(start + pcm.size / SPEECH_RATE for start, pcm in playback(recorder))]) + 1.0
     figure, rows = plt.subplots(3, 1, sharex=True, figsize=(16, 6), height_ratios=(1.05, 1.2, 2), layout="constrained")
     right = [answer.text == turn.answer if judged else None for turn, answer in zip(turns, answers)]
     _pictures(rows[0], recorder, begin, end)
@@ -134,8 +134,8 @@ def plot(
     for found in interruptions:
         for row in rows[1:]:
             row.axvline(found.at, color="tab:red", linewidth=1.5)
-        note = f"interrupted: speech stops, and the robot remembers saying \u201c{found.remembered}\u201d"
-        rows[2].text(found.at + 0.1, -0.55, textwrap.fill(note, 34), fontsize=9, va="center", color="tab:red")
+        note = textwrap.fill(f"interrupted: speech stops; the robot remembers saying \u201c{found.remembered}\u201d", 36)
+        rows[1].text(found.at - 0.1, -0.57, note, fontsize=9, ha="right", va="bottom", color="tab:red")
     rows[2].set_xlim(begin, end)
     figure.suptitle("dashed: the user's turn is closed; red: the user interrupts", fontsize=10)
     figure.savefig(path, dpi=110)
