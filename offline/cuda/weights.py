@@ -5,6 +5,9 @@ omni_ros/engines/cuda/, which know the model.
 import json
 from pathlib import Path
 
+from omni_ros.engines.config import DecoderConfig
+from omni_ros.engines.cuda.sizes import beyond_kernels
+from omni_ros.engines.parse import parse
 from omni_ros.errors import CheckpointError
 
 from ..graphs.external_data import ExternalData, StoredGraph
@@ -12,7 +15,6 @@ from ..quantization.nvfp4 import BLOCK
 
 # What tells matrices apart that one kernel multiplies by: they have to be of one kind
 STACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("mlp.gate.weight", "mlp.shared_expert_gate.weight"))
-HEAD = 32  # the kernels give each lane of a warp the same number of a head's channels
 
 
 def write_weights(source: Path, target: Path, shape: dict) -> str:
@@ -21,23 +23,8 @@ def write_weights(source: Path, target: Path, shape: dict) -> str:
     `shape` is config.json's "decoder". Returns the SHA-256 of weights.data. Raises CheckpointError for a model that the GPU
     kernels cannot take.
     """
-    widest = max(shape["hidden_size"], shape["num_heads"] * shape["head_dim"])
-    inner = shape.get("top_k", 0) * shape.get("moe_intermediate_size", 0) + shape["shared_intermediate_size"]
-    group = shape["num_heads"] // shape["num_kv_heads"]
-    for name, value, largest in (
-        ("rows of", widest, 4096),
-        ("experts", shape.get("num_experts", 0), 256),
-        ("experts per token", shape.get("top_k", 0), 15),
-        ("inner values per token", inner, 9728),
-        ("codes", shape["vocab_size"] if "num_code_groups" in shape else 0, 4096),
-    ):
-        if value > largest:
-            raise CheckpointError(f"{source}: {name} {value}; GPU kernels take at most {largest}. Use --device cpu or TensorRT")
-    if shape["head_dim"] // 8 % group:  # attention gives each thread the same share of a tile
-        raise CheckpointError(
-            f"{source}: {group} query heads share a key head of {shape['head_dim']} channels; GPU kernels take "
-            f"a divisor of {shape['head_dim'] // 8}. Use --device cpu or TensorRT"
-        )
+    if problem := beyond_kernels(parse(DecoderConfig, shape, "decoder", source / "config.json")):
+        raise CheckpointError(f"{source}: {problem}. Use --device cpu or TensorRT")
     stored = StoredGraph(source)
     if any(f.name == "NVFP4Quantize" for f in stored.model.functions):
         raise CheckpointError(
@@ -49,7 +36,7 @@ def write_weights(source: Path, target: Path, shape: dict) -> str:
         if name.startswith("const_"):
             continue
         raw = stored.raw(name)
-        multiple = 1 if name.endswith(("_scale", "_scale_2")) else HEAD if name.endswith("q_norm.weight") else BLOCK
+        multiple = 1 if name.endswith(("_scale", "_scale_2")) else BLOCK
         if raw.shape and tensor.dims[-1] % multiple:
             raise CheckpointError(f"{source}: {name} is {list(tensor.dims)}; GPU kernels take rows of a multiple of {multiple}")
         where = {e.key: e.value for e in data.add(name, raw.dtype, raw.shape, [raw]).external_data}
