@@ -61,7 +61,7 @@ def rgb_array(image: Image.Image) -> np.ndarray:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, STRIP):
         bottom = min(top + STRIP, image.height)
-        pixels[top:bottom] = image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return pixels
 
 
