@@ -104,8 +104,8 @@ def _speech(row: Axes, recorder: Recorder, answers: Sequence[Answer], right: Seq
     row.eventplot([at for at, _ in recorder.deltas], lineoffsets=-0.92, linelengths=0.12, colors="tab:red", linewidths=0.8)
     for answer, ok in zip(answers, right):
         said = textwrap.fill(f"\u201c{answer.text}\u201d" + {True: " \u2713", False: " WRONG", None: ""}[ok], 30)
-        row.text(answer.asked, 1.55, said, fontsize=9, va="top", color="tab:red" if ok is False else "black")
-    row.set_ylim(-1, 1.6)
+        row.text(answer.asked, 2.05, said, fontsize=9, va="top", color="tab:red" if ok is False else "black")
+    row.set_ylim(-1, 2.1)
     row.set_yticks([])
     row.set_title(
         "speech as played; ticks below: arrival of its messages, and of the text's pieces (red)", loc="left", fontsize=10
@@ -123,7 +123,7 @@ def plot(
 ) -> None:
     begin = recorder.microphone[0][0] if recorder.microphone else 0.0
     end = max([begin + 1, *(start + pcm.size / SPEECH_RATE for start, pcm in playback(recorder))]) + 1.0
-    figure, rows = plt.subplots(3, 1, sharex=True, figsize=(16, 6), height_ratios=(1.05, 1.2, 2), layout="constrained")
+    figure, rows = plt.subplots(3, 1, sharex=True, figsize=(16, 6.4), height_ratios=(1.05, 1.2, 2.3), layout="constrained")
     right = [answer.text == turn.answer if judged else None for turn, answer in zip(turns, answers)]
     _pictures(rows[0], recorder, begin, end)
     _microphone(rows[1], recorder, [turn.question for turn in turns])
@@ -134,8 +134,9 @@ def plot(
     for found in interruptions:
         for row in rows[1:]:
             row.axvline(found.at, color="tab:red", linewidth=1.5)
-        note = textwrap.fill(f"interrupted: speech stops; the robot remembers saying \u201c{found.remembered}\u201d", 36)
-        rows[1].text(found.at - 0.1, -0.57, note, fontsize=9, ha="right", va="bottom", color="tab:red")
+        asked = max(answer.asked for answer in answers if answer.asked < found.at)
+        note = textwrap.fill(f"interrupted; the robot remembers saying \u201c{found.remembered}\u201d", 30)
+        rows[2].text(asked, 1.4, note, fontsize=9, va="top", color="tab:red")
     rows[2].set_xlim(begin, end)
     figure.suptitle("dashed: the user's turn is closed; red: the user interrupts", fontsize=10)
     figure.savefig(path, dpi=110)

@@ -24,9 +24,9 @@ class Turn:
 
 
 TURNS = (
-    Turn(TWO, "what do you see", "I see a red circle and a blue star.", 5.0),
-    Turn(THREE, "is there a yellow triangle", "Yes, I see a yellow triangle.", 4.6),
-    Turn(THREE, "where is it", "It is on the right.", 3.8),  # only the turn before says what "it" is
+    Turn(TWO, "what do you see", "I see a red circle and a blue star.", 5.6),
+    Turn(THREE, "is there a yellow triangle", "Yes, I see a yellow triangle.", 4.8),
+    Turn(THREE, "where is it", "It is on the right.", 4.2),  # only the turn before says what "it" is
     Turn(SQUARES, "count to nine", "One, two, three, four, five, six, seven, eight, nine.", 3.4),
     Turn(SQUARES, "how many squares do you see", "I see two squares.", 1.5, interrupts=True),
 )
