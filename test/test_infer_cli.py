@@ -534,6 +534,8 @@ def test_a_stopped_run_keeps_what_was_finished(infer, media, tmp_path, sent):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # as a shell starts what it runs in the foreground: of what it runs behind it, SIGINT is ignored, which is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     seen = ""
     while not re.search(r"\[2/3\] .{8}", seen, re.DOTALL):  # the second answer has begun
