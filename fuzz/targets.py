@@ -167,10 +167,11 @@ def materialise(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"shape", "dtype", "fill"}:
             try:
-                if np.prod(value["shape"], dtype=np.float64) > 4e6:
-                    return None
                 with np.errstate(all="ignore"):
-                    return np.full(value["shape"], value["fill"]).astype(value["dtype"])
+                    fill = np.asarray(value["fill"]).astype(value["dtype"])
+                if np.prod(value["shape"], dtype=np.float64) * fill.itemsize > 32e6:  # what is measured is not this array
+                    return None
+                return np.full(value["shape"], fill, fill.dtype)
             except (TypeError, ValueError, OverflowError):
                 return None
         return {key: materialise(item) for key, item in value.items()}
