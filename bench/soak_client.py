@@ -188,7 +188,7 @@ def encoded(pixels: np.ndarray, form: str) -> bytes:
 
 def question() -> np.ndarray:
     """int16 [n], 16 kHz: a spoken question, and a second of quiet."""
-    with av.open(str(ROOT / "demo" / "question_1.flac")) as file:
+    with av.open(str(ROOT / "demo" / "questions" / "what_do_you_see.flac")) as file:
         spoken = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
     return np.concatenate([np.zeros(4000, np.int16), spoken.astype(np.int16), np.zeros(int(QUIET * RATE), np.int16)])
 
