@@ -106,8 +106,8 @@ def soak(minutes: float, seed: int, output: Path, engines: Path) -> dict[str, An
     )
     from bench.soak_client import ATTACKS, Client
 
-    watched, rng = Watched(output, engines), random.Random(seed)
-    client = Client("soak")
+    rng, client = random.Random(seed), Client("soak")
+    watched = Watched(output, engines)  # from here on somebody has to end it
     counts: Counter[str] = Counter()
     unanswered: list[str] = []
     try:
