@@ -102,7 +102,7 @@ class Row:
         self.clicks += clicks(pcm)
         self.ends.append(end)
         if self.wav and len(self.ends) <= 6:
-            write(self.wav / f"{self.name.replace(' ', '_')}_{len(self.ends)}.wav", pcm)
+            write(self.wav / f"{re.sub('[^a-z0-9.]+', '_', self.name)}_{len(self.ends)}.wav", pcm)
         if wrong:
             self.examples.append([text, heard])
 
