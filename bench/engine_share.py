@@ -48,9 +48,10 @@ def _whole(heard: Heard, calls: list[Call]) -> float:
 
 
 def _first_pcm(heard: Heard, calls: list[Call]) -> float:
-    """The first call of each engine; encoders may be called several times, all before the Thinker."""
+    """Encoders and prompts, which may take several calls, and the first call of the others."""
     path = [c for c in calls if c.engine.startswith("multimodal/")]
-    path += [next(c for c in calls if c.engine == name) for name in ("thinker", "talker", "code_predictor", "code2wav")]
+    path += [c for c in calls if c.engine in ("thinker", "talker") and len(c.inputs["inputs_embeds"]) > 1]
+    path += [next(c for c in calls if c.engine == name) for name in ("code_predictor", "code2wav")]
     return sum(c.seconds for c in path) / heard.first_pcm
 
 

@@ -10,7 +10,7 @@ from omni_ros.engines.engine import Running, State, own_state, was_closed
 from omni_ros.engines.onnxruntime.session import check_graph, check_inputs, load_session, run_graph
 from omni_ros.engines.onnxruntime.state import OnnxRuntimeState
 
-MAX_ROWS = 256  # large enough for matrix products at full speed
+MAX_ROWS = 512  # a turn with a picture is one run; of a longer prompt, cancel() waits for so much
 
 
 class OnnxRuntimeEngine:
