@@ -43,6 +43,13 @@ DECODERS = ("thinker", "talker")
 
 def compare(reference: Pipeline, other: Pipeline, requests: list[Request]) -> dict[str, Any]:
     """The report for requests whose temperatures are 0. Raises InputError when the two have different shapes."""
+    for name in DECODERS:  # before anything is asked: the engine would refuse rows of another width in its own words
+        sizes = [(e.config.model.hidden_size, e.config.model.vocab_size) for e in (reference.engines[name], other.engines[name])]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"the two builds are of different models: the {name} is {sizes[0][0]} wide with {sizes[0][1]} ids in one, "
+                f"{sizes[1][0]} wide with {sizes[1][1]} ids in the other"
+            )
     with spy(reference) as calls:
         for request in requests:
             for _ in reference.generate(request):
@@ -146,7 +153,7 @@ def _with_layers(source: Path, target: Path) -> Path:
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["S", width]))
         config["outputs"].append({"name": name, "dtype": "float32", "shape": ["S", width]})
     onnx.save(model, target / "model.onnx")
-    config["graph_sha256"] = config["checksums"]["model.onnx"] = sha256(target / "model.onnx")
+    config["graph_sha256"] = config.setdefault("checksums", {})["model.onnx"] = sha256(target / "model.onnx")
     config["files"]["model.onnx"] = (target / "model.onnx").stat().st_size
     (target / "config.json").write_text(json.dumps(config))
     return target

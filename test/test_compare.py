@@ -126,4 +126,4 @@ def test_engines_of_a_gpu_show_no_layers(folders, tmp_path, monkeypatch, referen
 
 def test_another_model_is_refused(engine_dirs, capsys):
     assert compare.main([str(engine_dirs["plain"]), str(engine_dirs["odd"]), "--tokens", "3", "--frames", "2"]) == 1
-    assert "error:" in capsys.readouterr().err
+    assert "error: the two builds are of different models: the thinker is 64 wide" in capsys.readouterr().err
