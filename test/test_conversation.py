@@ -11,7 +11,7 @@ from oracle import load
 from test_equality import audio, image, says, text, user, video
 
 from offline.quantization.spy import Call, spy
-from omni_ros.errors import OmniError, PromptTooLongError
+from omni_ros.errors import EngineError, OmniError, PromptTooLongError
 from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
@@ -299,7 +299,36 @@ def test_seeds(pipeline, conversation):
 
 def test_sound_reaches_the_listener_in_order(conversation):
     events = list(conversation.generate(Request([user(text("hello"))], **GREEDY)))
-    assert [e.is_last for e in events if isinstance(e, AudioChunk)][-1]
+    chunks = [e for e in events if isinstance(e, AudioChunk)]
+    assert [c.is_last for c in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert sum(len(c.pcm) for c in chunks) == max(0, 1920 * events[-1].codes.shape[1] - 555)
+
+
+def test_a_feed_that_fails_leaves_nothing_of_it(pipeline, conversation):
+    """What a broken run has left in a cache must not be taken for rows of the next prompt."""
+    messages = [user(text("hello")), says("assistant", "how do you do"), user(text("and you?"))]
+    conversation.feed(messages[:1])
+    engine = pipeline.engines["thinker"]
+    engine.run = lambda inputs, state=None: (_ for _ in ()).throw(EngineError("the device fell off the bus"))
+    try:
+        with pytest.raises(EngineError, match="fell off the bus"):
+            conversation.feed(messages)
+    finally:
+        del engine.run
+    got = end_of(conversation.generate(Request(messages, **GREEDY)))
+    assert got.metrics["reused_tokens"] == 0
+    assert_same(got, end_of(pipeline.generate(Request(messages, **GREEDY))))
+
+
+def test_closed_conversations_are_let_go(pipeline):
+    closed = [pipeline.conversation() for _ in range(3)]
+    for conversation in closed:
+        conversation.close()
+    gone = [weakref.ref(conversation) for conversation in closed]
+    del closed, conversation
+    pipeline.conversation().close()
+    gc.collect()
+    assert [g() for g in gone] == [None] * 3
 
 
 def test_a_cancel_just_before_a_feed_counts(conversation, pipeline):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from omni_ros.engines.engine import Engine, State
-from omni_ros.errors import OmniError
+from omni_ros.errors import InputError, OmniError
 from omni_ros.pipeline.media import Media
 from omni_ros.pipeline.models import Models
 from omni_ros.pipeline.prompt import Prompt
@@ -94,6 +94,11 @@ class Conversation:
                     self.read_user_rows(prompt, check)
             except Cancelled:
                 return
+            except InputError:
+                raise
+            except BaseException:
+                self.reset()  # rows of a run that failed may hold anything
+                raise
             finally:
                 self._cancelled = threading.Event()
 
@@ -116,8 +121,12 @@ class Conversation:
                 state.close()
             self._states = []
 
+    @property
+    def closed(self) -> bool:
+        return not self._states
+
     def _alone(self) -> "_Claim":
-        if not self._states:
+        if self.closed:
             raise OmniError("the conversation was closed; open another one")
         return _Claim(self._busy)
 

@@ -130,7 +130,7 @@ class Pipeline:
         if not self.engines:
             raise OmniError("the pipeline was closed; open another one")
         conversation = Conversation(self.models)
-        self._conversations.append(conversation)
+        self._conversations = [*(c for c in self._conversations if not c.closed), conversation]
         return conversation
 
     def generate(self, request: Request) -> Iterator[Event]:
