@@ -7,11 +7,13 @@ What a model writes is not to be trusted with more than a fixed list of harmless
 """
 
 import re
+import signal
 from contextlib import suppress
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64, String
 
 YAW = {"left": 0.6, "right": -0.6, "ahead": 0.0}  # radians, positive to the left (REP 103)
@@ -32,10 +34,15 @@ class ActOnResponse(Node):
 
 
 def main() -> None:
-    rclpy.init()
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
-        rclpy.spin(ActOnResponse())
-    rclpy.try_shutdown()
+    # rclpy's own signal handlers close the context while spin uses it, which now and then ends in an error instead of an end.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    executor = SingleThreadedExecutor()
+    executor.add_node(ActOnResponse())
+    with suppress(KeyboardInterrupt):
+        while True:
+            executor.spin_once(timeout_sec=0.2)  # Python hears a signal between two of them
+    rclpy.shutdown()
 
 
 if __name__ == "__main__":
