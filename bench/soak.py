@@ -37,6 +37,7 @@ PARAMETERS = {
     "max_generate_length": 12,
     "max_audio_length": 15,
     "threads": 1,
+    "runaway_limit": 0,  # random weights do nothing but run away
 }
 MIX = {"typed": 5, "spoken": 2, "cancelled": 2, "interrupted": 2, "attacked": 3}  # how often each comes, of 14
 

@@ -55,6 +55,7 @@ class OmniProcess:
         **parameters: object,
     ) -> None:
         self.log = log
+        parameters = {"runaway_limit": 0, **parameters}  # random weights do nothing but run away
         arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
         command = [sys.executable, "-m", module, "--ros-args", "-r", f"__ns:=/{namespace}", *arguments]
         path = os.pathsep.join([str(ROOT / "test"), os.environ.get("PYTHONPATH", "")])  # where faulty_node is
