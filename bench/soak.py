@@ -103,7 +103,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 def soak(minutes: float, seed: int, output: Path, engines: Path) -> dict[str, Any]:
     os.environ.update(
-        ROS_DOMAIN_ID=str(101 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output)
+        ROS_DOMAIN_ID=str(102 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output)
     )
     from bench.soak_client import ATTACKS, Client
 
