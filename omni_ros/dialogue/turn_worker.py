@@ -232,8 +232,13 @@ class TurnWorker:
             if isinstance(error, RunawayError):
                 progress.ran_away = True
                 answer.drop_last(error.repeated)
-            times = {"first_text": progress.first_text, "first_audio": progress.first_audio}
-            return Outcome("error", text=answer.text, error=describe(error), **times)
+            return Outcome(
+                "error",
+                text=answer.text,
+                error=describe(error),
+                first_text=progress.first_text,
+                first_audio=progress.first_audio,
+            )
         if finished is None:
             return Outcome("cancelled")
         answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
