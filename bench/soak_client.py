@@ -38,7 +38,7 @@ class Client:
         self.state, self.diagnostic = "", {}
         self.answers = self.pieces = 0
         self.first: dict[str, float] = {}  # of the turn that runs: when its first text and speech came
-        self.latencies: dict[str, list[float]] = defaultdict(list)
+        self.latencies: dict[str, list[tuple[float, float]]] = defaultdict(list)  # when it was asked, seconds
         subscribe = self.node.create_subscription
         subscribe(String, "response_stream", lambda msg: self.first.setdefault("text", time.monotonic()), 100)
         subscribe(String, "response", self._answered, 10)
@@ -126,7 +126,7 @@ class Client:
         sent = time.monotonic()
         self.call("cancel")
         self.wait(lambda: self.state in ("idle", "error"), limit, "silence after cancel")
-        self.latencies["cancel until idle"].append(time.monotonic() - sent)
+        self.latencies["cancel until idle"].append((sent, time.monotonic() - sent))
 
     def interrupted(self, rng: random.Random, limit: float) -> None:
         """By another prompt, or by voice."""
@@ -164,7 +164,7 @@ class Client:
         self.wait(lambda: "speech" in self.first, limit, f"speech, {kind}")
         self._settle(limit)
         for what in ("text", "speech"):
-            self.latencies[f"{kind}, first {what}"].append(self.first[what] - since)
+            self.latencies[f"{kind}, first {what}"].append((since, self.first[what] - since))
 
 
 def sound(pcm: np.ndarray) -> Int16MultiArray:

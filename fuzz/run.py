@@ -3,12 +3,12 @@
     python -m fuzz.run --minutes 10 [--target sounds] [--seed 0] [--keep findings/]
 
 Targets: sounds, pictures, videos (files), templates (chat templates), requests (on engines of a random checkpoint),
-folders (damaged engine folders). Case n of a target depends on the seed and n only. Each is tried in a worker process; a
-finding is a crash of it, a case that takes more than --hang seconds of CPU time or six times that on the clock, an error that
-is not an OmniError, a case that needs more than 300 MB, or growth: in the last two fifths of its time a worker gets the same
-cases again, and whatever fits itself to the largest of them (the arenas of ONNX Runtime, caches) has done so by then, so its
-memory may not rise by 50 MB. Findings are written to --keep, and a finding belongs into fuzz/regressions/TARGET/, which the
-tests replay. Exit status 1 when there are any.
+folders (damaged engine folders). As many of them at a time as there are cores. Case n of a target depends on the seed and n
+only. Each is tried in a worker process; a finding is a crash of it, a case that takes more than --hang seconds of CPU time or
+six times that on the clock, an error that is not an OmniError, a case that needs more than 300 MB, or growth: in the last two
+fifths of its time a worker gets the same cases again, and whatever is made once or fits itself to them (heaps that glibc gives
+to threads, caches) has done so by then, so its memory may not rise by 50 MB. Findings are written to --keep, and a finding
+belongs into fuzz/regressions/TARGET/, which the tests replay. Exit status 1 when there are any.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -128,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
     targets = args.target or list(TARGETS)
     if any(TARGETS[t].needs_engines for t in targets):
         engines()
-    total = sum((fuzz(t, 60 * args.minutes, args.seed, args.hang, args.keep) for t in targets), Counter())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a worker process keeps one core busy
+        ended = pool.map(lambda target: fuzz(target, 60 * args.minutes, args.seed, args.hang, args.keep), targets)
+        total = sum(ended, Counter())
     return 1 if set(total) - {"taken", "refused"} else 0
 
 
