@@ -3,6 +3,8 @@
 import array
 import io
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -257,6 +259,28 @@ def forgotten(client: Client, rng: random.Random) -> None:
     client.call("reset")
 
 
+VISITOR = """
+import rclpy
+from std_msgs.msg import Int16MultiArray, String
+rclpy.init()
+node = rclpy.create_node("visitor", namespace="soak")
+node.create_subscription(Int16MultiArray, "speech/audio", lambda msg: None, 100)
+prompt = node.create_publisher(String, "prompt", 10)
+while not prompt.get_subscription_count():
+    rclpy.spin_once(node, timeout_sec=0.02)
+prompt.publish(String(data="Will you miss me?"))
+rclpy.spin(node)
+"""
+
+
+def vanishing_visitor(client: Client, rng: random.Random) -> None:
+    """Somebody asks, listens, and is killed: while being discovered, in mid-speech, or after it."""
+    visitor = subprocess.Popen([sys.executable, "-c", VISITOR])
+    time.sleep(rng.uniform(0.3, 3.0))
+    visitor.kill()
+    visitor.wait()
+
+
 ATTACKS: dict[str, Callable[[Client, random.Random], None]] = {
     attack.__name__.replace("_", " "): attack
     for attack in (
@@ -269,6 +293,7 @@ ATTACKS: dict[str, Callable[[Client, random.Random], None]] = {
         eight_k_picture,
         wrong_requests,
         forgotten,
+        vanishing_visitor,
     )
 }
 
