@@ -1,9 +1,5 @@
 """The shipped model through the engines: 24 fixed questions about 12 pictures, streaming with speech, 24 right answers."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,15 +9,10 @@ from training import domain, tools
 from training.fixed_questions import FOLDER, PICTURES, picture
 from training.tools import tools_text
 
-MODEL = Path(__file__).parents[1] / "demo" / "model"
-
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo_model")
-    for module, *arguments in (("export_onnx", MODEL, folder / "onnx"), ("build_engines", folder / "onnx", folder / "engines")):
-        subprocess.run([sys.executable, "-m", f"offline.{module}", *arguments], check=True, timeout=300)
-    return Pipeline.open(folder / "engines", 2)
+def pipeline(demo_engine_dir):
+    return Pipeline.open(demo_engine_dir, 2)
 
 
 def ask(pipeline: Pipeline, messages: list[dict]) -> tuple[str, np.ndarray]:
