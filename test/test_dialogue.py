@@ -476,6 +476,21 @@ def test_sound_that_cannot_be_used_is_told(world):
     assert len(world.model.requests) == 1
 
 
+def test_a_pause_and_that_the_user_goes_on_are_told_in_order():
+    world = World()
+    told, listener = [], world.dialogue._listener
+    listener._on_start, listener._on_goes_on = lambda: told.append("start"), lambda: told.append("goes on")
+    listener._on_pause = listener._on_end = told.append
+    for seconds in (0.5, 0.5):
+        world.hear(seconds, 0.5)
+        world.hear(0.4)
+    world.hear(0.4)
+    assert [word for word in told if isinstance(word, str)] == ["start", "goes on"]
+    start, first, goes_on, second, end = told
+    assert end is second and second.size > first.size
+    world.close()
+
+
 def test_a_huge_piece_of_sound_can_be_dropped_while_it_is_listened_to():
     world = World()
     pcm = np.tile(np.concatenate([np.full(16000, 0.5, np.float32), np.zeros(16000, np.float32)]), 30)

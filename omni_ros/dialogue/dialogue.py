@@ -125,6 +125,8 @@ class Dialogue:
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
+            on_pause=self._on_speech_pause,
+            on_goes_on=self._on_speech_goes_on,
             on_end=self._on_speech_end,
             on_bad=lambda error: face.bad_input("audio", error),
             on_lost=face.sound_stopped,
@@ -234,6 +236,12 @@ class Dialogue:
         if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
             self._worker.interrupt()
         self._tell_state()
+
+    def _on_speech_pause(self, pcm: Pcm) -> None:
+        """The user may have finished; if so, the end of speech brings this very array."""
+
+    def _on_speech_goes_on(self) -> None:
+        """The user had not finished at the last pause."""
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechStart
+from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechEvent, SpeechGoesOn, SpeechPause, SpeechStart
 from omni_ros.errors import InputError
 
 SLICE = SAMPLE_RATE // 2  # samples between two looks at whether anybody still wants to know
@@ -27,7 +27,9 @@ class Listener:
         endpointer: Endpointer,
         *,
         on_start: Callable[[], None],
-        on_end: Callable[[Pcm | None], None],  # None: the utterance was dropped
+        on_pause: Callable[[Pcm], None],  # the utterance may be over
+        on_goes_on: Callable[[], None],  # it was not
+        on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
         on_bad: Callable[[InputError], None],
         on_lost: Callable[[float, bool], None],  # no sound for so many seconds inside an utterance; it is dropped
         on_failure: Callable[[Exception], None],
@@ -37,6 +39,8 @@ class Listener:
     ) -> None:
         self._endpointer = endpointer
         self._on_start = on_start
+        self._on_pause = on_pause
+        self._on_goes_on = on_goes_on
         self._on_end = on_end
         self._on_bad = on_bad
         self._on_lost = on_lost
@@ -112,10 +116,21 @@ class Listener:
         for start in range(0, pcm.size, SLICE):
             piece = pcm[start : start + SLICE]
             for event in self._endpointer.skip(piece.size) if muted else self._endpointer.feed(piece):
-                if self._still_wanted(in_speech=isinstance(event, SpeechStart)):
-                    self._on_start() if isinstance(event, SpeechStart) else self._on_end(event.pcm)
+                if self._still_wanted(in_speech=not isinstance(event, SpeechEnd)):
+                    self._tell(event)
             if self._resets != self._applied_resets or self._closed:
                 return
+
+    def _tell(self, event: SpeechEvent) -> None:
+        match event:
+            case SpeechStart():
+                self._on_start()
+            case SpeechPause(pcm):
+                self._on_pause(pcm)
+            case SpeechGoesOn():
+                self._on_goes_on()
+            case SpeechEnd(pcm):
+                self._on_end(pcm)
 
     def _lose(self) -> None:
         said = self._endpointer.close()
