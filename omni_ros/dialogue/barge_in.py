@@ -23,24 +23,32 @@ LAST_WORDS = 1.0  # seconds of an answer that are left when a user begins who do
 class BargeIn:
     """Follows one utterance after the other, on the listener's thread. An utterance that is no back-channel is a turn."""
 
-    def __init__(self, speech: SpeechPacer, interrupt: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        speech: SpeechPacer,
+        answer: Callable[[], UserTurn | None],  # in progress now
+        interrupt: Callable[[], None],  # stop it
+        clock: Clock,
+    ) -> None:
         self._speech = speech
+        self._in_progress = answer
         self._interrupt = interrupt
         self._clock = clock
         self.undecided = False  # there is an answer that this utterance may stop
         self.back_channels = 0  # utterances that were none
-        self._answer: UserTurn | None = None  # that it began into
+        self._answer: UserTurn | None = None  # the one that it began into
         self._may_nod = False  # in the middle of speech, where people show that they listen
         self._voice = 0.0  # seconds, of this utterance
         self._before = 0.0  # seconds, of the back-channels just before it
         self._nodded_at = float("-inf")
 
-    def begins(self, answer: UserTurn | None) -> None:
-        """The user begins to speak: into `answer`, or into the silence while it is made."""
-        self.undecided, self._answer, self._voice = answer is not None, answer, 0.0
+    def begins(self) -> None:
+        """The user begins to speak, perhaps into an answer, or into the silence while it is made."""
+        self._answer, self._voice = self._in_progress(), 0.0
+        self.undecided = self._answer is not None
         if self._clock.now() - self._nodded_at > REPEATED:
             self._before = 0.0
-        if answer is None:
+        if not self.undecided:
             return
         self._may_nod = self._speech.speaking and self._speech.left > LAST_WORDS
         if self._speech.speaking:
@@ -60,7 +68,7 @@ class BargeIn:
 
     def pauses(self) -> None:
         """The user fell silent, perhaps for good."""
-        if self.undecided and self._may_nod:
+        if self.undecided and self._nods():
             self._speech.go_on()
 
     def goes_on(self) -> None:
@@ -68,10 +76,10 @@ class BargeIn:
         if self.undecided:
             self._speech.duck()
 
-    def ends(self, answer: UserTurn | None, said: bool) -> bool:
-        """The utterance is over, or was dropped as no speech (not `said`); whether it is a turn. `answer`: in progress now."""
+    def ends(self, said: bool) -> bool:
+        """The utterance is over, or was dropped as no speech (not `said`); whether it is a turn."""
         undecided, self.undecided = self.undecided, False
-        nods = undecided and self._may_nod and answer in (self._answer, None)  # not into another one meanwhile
+        nods = undecided and self._nods()
         self._before = self._before + self._voice if nods and said else 0.0
         if said and undecided and not nods:
             self._stop()
@@ -87,6 +95,10 @@ class BargeIn:
         if self.undecided:
             self.undecided = False
             self._speech.go_on()
+
+    def _nods(self) -> bool:
+        """As short as it is. Into an answer that began meanwhile, by a typed question, it is none."""
+        return self._may_nod and self._in_progress() in (self._answer, None)
 
     def _stop(self) -> None:
         self.undecided = False

@@ -133,7 +133,7 @@ class Dialogue:
             on_failure=face.failed,
             clock=clock,
         )
-        self._barge_in = BargeIn(self._pacer, self._worker.interrupt, clock)
+        self._barge_in = BargeIn(self._pacer, lambda: self._worker.answer, self._worker.interrupt, clock)
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
@@ -249,7 +249,8 @@ class Dialogue:
 
     def _on_speech_start(self) -> None:
         self._face.user_speaking(True)
-        self._barge_in.begins(self._worker.answer if self.settings.preempt else None)
+        if self.settings.preempt:
+            self._barge_in.begins()
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
@@ -265,7 +266,7 @@ class Dialogue:
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
-        is_turn = self._barge_in.ends(self._worker.answer, pcm is not None)
+        is_turn = self._barge_in.ends(pcm is not None)
         if not (is_turn and self._worker.confirm(pcm)):
             self._worker.withdraw()
             if is_turn:
