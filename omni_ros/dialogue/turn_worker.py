@@ -156,6 +156,7 @@ class TurnWorker:
             if self._waiting is None and (self._current is None or self._current.cancelled):
                 turn.open = True
                 self._waiting = turn
+                self._changed_history |= self._feeding  # to be fed again if the turn is withdrawn
                 self._stop_feeding()
                 self._changed.notify_all()
 
@@ -296,7 +297,7 @@ class TurnWorker:
             finished.text,
             first_text=progress.first_text,
             first_audio=progress.first_audio,
-            metrics=dict(finished.metrics),
+            metrics=finished.metrics | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
         )
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
