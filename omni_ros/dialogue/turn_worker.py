@@ -1,7 +1,6 @@
 """Answers turns on its own thread, one at a time, so that whoever hears or reads them only hands them over."""
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +65,7 @@ class TurnWorker:
         self._closed = False
         self._changed_history = True  # since the conversation was last fed
         self._forgotten = False  # the conversation's rows are of no more use
-        self._feeding = False
+        self._feeding = self._generating = False
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
@@ -192,7 +191,8 @@ class TurnWorker:
     def _cancel_current(self) -> None:
         if self._current is not None and not self._current.cancelled:
             self._current.cancelled = True
-            self._conversation.cancel()
+            if self._generating:  # or it would hit the feed that comes next
+                self._conversation.cancel()
             self._speech.cancel()
             self._changed.notify_all()
 
@@ -324,11 +324,11 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            events = None if turn.cancelled else self._conversation.generate(request)
-        if events is None:
-            return None
+            if turn.cancelled:
+                return None
+            events, self._generating = self._conversation.generate(request), True
         finished: Finished | None = None
-        with closing(events):  # whatever is raised here, the conversation must not stay busy
+        try:
             for event in events:
                 self.is_closed(turn)
                 since = self._clock.now() - turn.closed_at
@@ -346,4 +346,8 @@ class TurnWorker:
                     progress.first_audio = since if progress.first_audio is None else progress.first_audio
                     progress.answer.samples += event.pcm.size
                     self._speech.push(turn.response, event.pcm)
+        finally:
+            events.close()  # whatever was raised here, the conversation must not stay busy
+            with self._changed:
+                self._generating = False
         return finished
