@@ -33,7 +33,7 @@ from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Finished, Request
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training import domain, evaluate  # noqa: E402
+from training import evaluate  # noqa: E402
 from training.fixed_questions import FOLDER, PICTURES, picture  # noqa: E402
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -157,8 +157,9 @@ def turns(items: int) -> Iterator[tuple[str, list[dict]]]:
     if not all(map(shutil.which, ("espeak-ng", "flite", "text2wave"))):
         print("espeak-ng, flite or festival is not installed: only the fixed questions", file=sys.stderr)
         return
+    draw, _ = evaluate.rows(rnd)["typed"]
     for i in range(items):
-        item = domain.sample(rnd, tools=False)
+        item = draw()
         chat = evaluate.messages(rnd, item, (lambda q: evaluate.said(rnd, q)) if i % 2 else None)
         parts = chat[-1]["content"]
         if i % 4 >= 2 and parts[0]["type"] == "image":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from omni_ros.errors import InputError
 from omni_ros.pipeline.pipeline import Pipeline
-from training import domain, evaluate, samples
+from training import evaluate, samples
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
 SEED = 11
@@ -129,9 +129,10 @@ def misheard(pipeline: Pipeline, items: int) -> dict:
     from training.voice import listen
 
     rnd, listener = random.Random(SEED), listen.Listener()
+    draw, _ = evaluate.rows(rnd)["typed"]
     wrong = words = 0
     for i in range(items):
-        item = domain.sample(rnd)
+        item = draw()
         end, pcm = listen.turn(pipeline, evaluate.messages(rnd, item, None), 0.0, i)
         if item["tools"]:
             continue  # calls are not words
