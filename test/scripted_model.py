@@ -15,7 +15,7 @@ PER_FRAME = 0.04
 
 class ScriptedModel:
     """As a Conversation: generate, feed, cancel, reset. The n-th answer is `answers[n]`, `frames_per_word` long; every sample
-    of its speech is n + 1 hundredths, by which it is known again."""
+    of its speech is n + 1 hundredths, by which it is known again. Answers are counted, or numbered by `number`."""
 
     def __init__(self, clock, answers: list[str], frames_per_word: int = 4, room: int = 10**9) -> None:
         self.clock = clock
@@ -27,6 +27,7 @@ class ScriptedModel:
         self.resets = 0
         self.feeding = 0.3  # seconds
         self.fault: Exception | None = None
+        self.number = lambda request: len(self.requests)
         self.fault_after = 0  # words; 0: before the first
         self._changed = clock.condition()
         self._cancelled = False
@@ -41,7 +42,7 @@ class ScriptedModel:
         fault, self.fault = self.fault, None
         if fault is not None and not self.fault_after:
             raise fault
-        number = len(self.requests)
+        number = self.number(request)
         self.requests.append(request)
         text = self.answers[number % len(self.answers)]
         words = [word + " " for word in text.split()]
