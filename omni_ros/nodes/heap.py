@@ -13,8 +13,8 @@ def settle() -> None:
     """To be called before there are threads.
 
     glibc gives a freed block back if it is larger than its threshold, which grows with what was freed before, up to 32 MB. Left
-    to grow, one large picture leaves 130 MB of pieces in the process for ever. And it gives threads heaps of their own: every turn
-    has four new threads, and what media and prompts leave in 16 heaps is 60 MB more than in one.
+    to grow, one large picture leaves 130 MB of pieces in the process for ever. And it gives threads heaps of their own: every
+    turn has four new threads, and what media and prompts leave in 16 heaps is 60 MB more than in one.
     """
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
