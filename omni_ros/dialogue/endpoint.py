@@ -94,6 +94,8 @@ class Endpointer:
     """
 
     HYSTERESIS = 0.15
+    _silent = 0  # frames in a row
+    silence = 0.0  # seconds without voice at the end of the last utterance
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class Endpointer:
         self._idle()
 
     def _idle(self) -> None:
+        self.silence = self._silent * FRAME / SAMPLE_RATE
         self._in_speech = False
         self._voiced = self._silent = 0  # frames in a row
         self._utterance: list[np.ndarray] = []

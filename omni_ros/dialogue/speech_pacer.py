@@ -38,6 +38,7 @@ class SpeechPacer:
         self._changed = clock.condition()
         self._response: int | None = None
         self._heard = 0  # samples of the last response that were played when it ended
+        self._first_at: float | None = None  # when its first sample was published
         self._closed = False
         self.speaking = False
         self.silent_since = float("-inf")  # when the last published sample had been played
@@ -55,6 +56,7 @@ class SpeechPacer:
         with self._changed:
             self._forget()
             self._heard = 0
+            self._first_at = None
             self._response = response
 
     def push(self, response: int, pcm: np.ndarray) -> None:
@@ -75,6 +77,13 @@ class SpeechPacer:
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._response != response)
             return self._heard
+
+    def first_played(self) -> float | None:
+        """When the first sample of the response that began last was published: the loudspeaker can play it from then on. Waits
+        for one that is due; None where there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._first_at is not None or self._response is None or not self._waiting.size)
+            return self._first_at
 
     def cancel(self) -> None:
         """Stop now: what was not published never is."""
@@ -139,6 +148,9 @@ class SpeechPacer:
                 self._publish(chunk)
                 self._heard_at = max(self._heard_at, now) + chunk.size / SAMPLE_RATE
                 self._published += chunk.size
+                if self._first_at is None:
+                    self._first_at = now
+                    self._changed.notify_all()
             elif self._waiting.size:
                 return ahead - SLACK + 1e-3
             elif not self._ended:

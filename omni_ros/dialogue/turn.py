@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from omni_ros.dialogue.latency import Latency
 from omni_ros.errors import OmniError
 
 
@@ -13,7 +14,8 @@ class UserTurn:
 
     said: dict[str, Any]  # a text or audio part
     picture: Callable[[], dict[str, Any] | None]  # an image part
-    closed_at: float  # when the user had finished
+    closed_at: float  # when it was decided that the user had finished
+    silence: float = 0.0  # seconds from the user's last sound to then
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
@@ -31,6 +33,7 @@ class Outcome:
     first_text: float | None = None
     first_audio: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)  # the pipeline's
+    latency: Latency | None = None  # None: the answer was not begun
 
 
 def describe(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
 from omni_ros.errors import PromptTooLongError
@@ -20,6 +21,7 @@ class _Progress:
 
     content: list[dict[str, Any]] = field(default_factory=list)  # the parts of the user's message
     answer: Answer = field(default_factory=Answer)
+    began: float | None = None  # the conversation was asked
     first_text: float | None = None
     first_audio: float | None = None
 
@@ -227,7 +229,13 @@ class TurnWorker:
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
-            return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
+            return Outcome(
+                "error",
+                error=describe(error),
+                first_text=progress.first_text,
+                first_audio=progress.first_audio,
+                latency=self._latency(turn, progress, {}),
+            )
         if finished is None:
             return Outcome("cancelled")
         answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
@@ -239,7 +247,12 @@ class TurnWorker:
             first_text=progress.first_text,
             first_audio=progress.first_audio,
             metrics=dict(finished.metrics),
+            latency=self._latency(turn, progress, finished.metrics),
         )
+
+    def _latency(self, turn: UserTurn, progress: _Progress, metrics: dict[str, Any]) -> Latency:
+        played_at = self._speech.first_played()
+        return Latency.measure(turn.closed_at - turn.silence, turn.closed_at, progress.began, metrics, played_at)
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """The answer, with as much of the history as there is room for."""
@@ -265,6 +278,7 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
+            progress.began = self._clock.now()
             events = None if turn.cancelled else self._conversation.generate(request)
         if events is None:
             return None
