@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +192,27 @@ def test_sound_of_a_driver_with_its_format_beside_it(engine_dirs, tmp_path):
     said = result(tmp_path / "out")
     assert said["topics"]["audio"] == "/mic/audio" and len(said["turns"]) == 1
     assert said["turns"][0]["sound_s"] > 1.0 and said["problems"] == []
+
+
+def test_interrupted_by_its_user_it_leaves_nothing(demo_engine_dir, tmp_path):
+    make_bag(tmp_path / "bag", TURNS[:2])
+    command = [
+        sys.executable,
+        "-m",
+        "omni_ros.replay",
+        tmp_path / "bag",
+        tmp_path / "out",
+        "--engine_dir",
+        demo_engine_dir,
+        *GREEDY,
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()  # the first answer
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and "replay: stopped; nothing was written" in err and "Traceback" not in err
+    assert time.monotonic() - began < 5 and [p.name for p in tmp_path.iterdir()] == ["bag"]
 
 
 # ---- comparing ----------------------------------------------------------------------------------------------------------

@@ -43,7 +43,10 @@ class Tried:
 
 
 def try_out(program: str, *arguments: str) -> Tried:
-    """Run a Python program in a process of its own: what it imports may end it in any way."""
+    """Run a Python program in a process of its own: what it imports may end it in any way.
+
+    It has this process's environment, and with it what omni_ros/__init__.py says to ONNX Runtime.
+    """
     command = [sys.executable, "-c", program, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, errors="replace")

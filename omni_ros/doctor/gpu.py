@@ -9,8 +9,7 @@ from omni_ros.doctor.finding import FAILURE, OK, WARNING, Finding, Subject, try_
 
 DRIVER = Path("/proc/driver/nvidia/version")
 PROVIDERS = """
-import json
-import omni_ros, onnxruntime
+import json, onnxruntime
 print(json.dumps(onnxruntime.get_available_providers()))
 """
 # Known to fuse layers of these graphs wrongly at batch 1; the self-check of an engine says whether it did.

@@ -31,7 +31,7 @@ print(json.dumps(["numpy", numpy.__version__]), flush=True)
 """
 NODE = """
 import json, rclpy
-rclpy.init()
+rclpy.init(args=["--ros-args", "--disable-external-lib-logs"])  # leaves no file behind
 node = rclpy.create_node("omni_doctor")
 print(json.dumps(rclpy.get_rmw_implementation_identifier()), flush=True)
 node.destroy_node()

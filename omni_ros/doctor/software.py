@@ -27,7 +27,6 @@ ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxr
 INSTALL = "pip install --require-hashes -r requirements/robot.txt, in the virtual environment that the node starts in"
 IMPORT = """
 import importlib, json, sys
-import omni_ros
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)

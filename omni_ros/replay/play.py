@@ -86,8 +86,8 @@ class _Witness(Face):
             return
         made, asked, self.model.finished, self.model.asked = self.model.finished, self.model.asked, None, None
         asked_at, request = asked or (self._clock.now(), Request([]))  # it may have failed before the model was asked
-        questions = [message["content"] for message in request.messages if message["role"] == "user"]
-        content = questions[-1] if questions else []
+        questions = [message for message in request.messages if message["role"] == "user"]
+        content = _parts(questions[-1]) if questions else []
         said = " ".join(part["text"] for part in content if part["type"] == "text")
         pictures = [part["image"] for part in content if part["type"] == "image"]
         turn = Turn(
@@ -171,8 +171,11 @@ def play(bag: Bag, parameters: FileParameters, answer_after: float, progress: Pr
         clock.sleep(AFTERWARDS)
         configured.dialogue.join()
         witness.seen.history = _remembered(configured)
-    finally:
+    except Exception:
         configured.close()
+        raise
+    # Not after KeyboardInterrupt: it comes while another thread has its turn on the simulated clock.
+    configured.close()
     witness.seen.give_speech()
     return witness.seen
 
@@ -199,9 +202,14 @@ def _arrive(arrival: Arrival, configured: Configured, ears: _Microphone | None, 
 def _remembered(configured: Configured) -> list[str]:
     lines = []
     for message in configured.dialogue.history.messages(""):
-        parts = [part.get("text", f"<{part['type']}>") for part in message["content"]]
+        parts = [part.get("text", f"<{part['type']}>") for part in _parts(message)]
         lines.append(f"{message['role']}: {' '.join(parts)}")
     return lines
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _int16(pcm: np.ndarray) -> np.ndarray:
