@@ -238,11 +238,11 @@ class Dialogue:
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
         if pcm is not None:
-            self._submit({"type": "audio", "audio": pcm}, self._listener.silence)
+            self._submit({"type": "audio", "audio": pcm})
         self._tell_state()
 
-    def _submit(self, said: dict[str, Any], silence: float = 0.0) -> None:
-        """Close a turn: `said`, whose last sound was `silence` seconds ago, together with what the camera shows now."""
+    def _submit(self, said: dict[str, Any]) -> None:
+        """Close a turn: `said` together with what the camera shows now."""
         if not self._enabled:
             return
         settings, now = self.settings, self._clock.now()
@@ -259,7 +259,8 @@ class Dialogue:
                 self._face.bad_input("camera", error)
                 return None
 
-        self._worker.submit(UserTurn(said, picture, closed_at=now, silence=silence), preempt=settings.preempt)
+        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
+        self._worker.submit(UserTurn(said, picture, closed_at=now, spoken_until=spoken_until), preempt=settings.preempt)
         self._tell_state()
 
     def _on_speaking(self, speaking: bool) -> None:

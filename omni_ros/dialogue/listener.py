@@ -60,7 +60,7 @@ class Listener:
 
     @property
     def silence(self) -> float:
-        """For on_end: seconds since the last voice of the utterance that ends."""
+        """For the callbacks: seconds since the last voice of the utterance that they are about."""
         return self._endpointer.silence + self._soundless
 
     def hear(self, read: Callable[[], Pcm], size: int, muted: bool) -> None:

@@ -14,12 +14,12 @@ class UserTurn:
 
     said: dict[str, Any]  # a text or audio part
     picture: Callable[[], dict[str, Any] | None]  # an image part
-    closed_at: float  # when it was decided that the user had finished
-    silence: float = 0.0  # seconds from the user's last sound to then
+    closed_at: float  # when the user had finished
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
+    spoken_until: float | None = None  # the last sound before closed_at; None: the turn was typed
 
 
 @dataclass(frozen=True)

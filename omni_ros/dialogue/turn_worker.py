@@ -244,15 +244,16 @@ class TurnWorker:
             reason,
             finished.audio_reason,
             finished.text,
+            latency=self._latency(turn, progress, finished.metrics),
             first_text=progress.first_text,
             first_audio=progress.first_audio,
             metrics=dict(finished.metrics),
-            latency=self._latency(turn, progress, finished.metrics),
         )
 
     def _latency(self, turn: UserTurn, progress: _Progress, metrics: dict[str, Any]) -> Latency:
         played_at = self._speech.first_played()
-        return Latency.measure(turn.closed_at - turn.silence, turn.closed_at, progress.began, metrics, played_at)
+        spoken_until = turn.closed_at if turn.spoken_until is None else turn.spoken_until
+        return Latency.measure(spoken_until, turn.closed_at, progress.began, metrics, played_at)
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """The answer, with as much of the history as there is room for."""
@@ -264,6 +265,7 @@ class TurnWorker:
             # what people say and type is data: no word of theirs is a command to the chat template
             request = Request(messages, special_tokens=False, **self._options())
             progress.answer.spoken = request.audio_output
+            progress.began = self._clock.now()
             try:
                 finished = self._play(turn, request, progress)
             except PromptTooLongError:
@@ -278,7 +280,6 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            progress.began = self._clock.now()
             events = None if turn.cancelled else self._conversation.generate(request)
         if events is None:
             return None

@@ -30,10 +30,10 @@ class Outputs(Face):
         self._response_stream = publisher(String, "response_stream", STREAM, answers)
         self._response = publisher(String, "response", QoSProfile(depth=10), answers)
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
-        self._latency = publisher(DiagnosticArray, "latency", QoSProfile(depth=10), answers)
         self._speaking = publisher(Bool, "speaking", LATCHED)
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
         self._state = publisher(String, "state", LATCHED)
+        self._latency = publisher(DiagnosticArray, "latency", QoSProfile(depth=10), answers)
         self._log = node.get_logger()
         self._now = node.get_clock().now
         self._name = node.get_fully_qualified_name().lstrip("/")
