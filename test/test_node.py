@@ -68,8 +68,9 @@ def test_every_answer_says_where_its_time_went(omni):
     assert msg.header.stamp.sec > 0 and msg.status[0].name == "omni: latency" and msg.status[0].message == "length"
     stages = {pair.key: float(pair.value) for pair in msg.status[0].values}
     assert list(stages) == [f"{stage.replace('_', ' ')} s" for stage in STAGES]
-    assert 0.3 < stages["end of turn s"] < 0.9  # 0.55 s of silence
-    assert list(stages.values()) == sorted(stages.values()) and stages["first played s"] < 3.0
+    assert 0.1 < stages["end of turn s"] < 2.5
+    made = list(stages.values())[1:]  # which may have begun before the end of the turn
+    assert made == sorted(made) and stages["end of turn s"] <= stages["first played s"] < 5.0
     told = omni.values()
     assert {key: float(told[f"latency {key}"]) for key in stages} == pytest.approx(stages, abs=1e-3)
 

@@ -103,10 +103,12 @@ def test_the_demo_again_and_again(demo_engine_dir, tmp_path, capsys):
     assert [turn["text"] for turn in said["turns"]] == [turn.answer for turn in TURNS]
     assert said["history"][1].startswith("assistant: One, two,") and said["history"][1].endswith("—")  # it was interrupted
     assert said["problems"] == [] and said["topics"] == {"audio": "/audio", "camera": "/image_raw/compressed"}
-    for turn in said["turns"]:
+    closed = [at for at, speaking in said["user_speaking"] if not speaking]
+    for turn, end in zip(said["turns"], closed):
         stages = turn["latency"]
-        assert tuple(stages) == STAGES[:-1] and list(stages.values()) == sorted(stages.values())
-        assert 0.5 < stages["end_of_turn"] < 0.7 and turn["speech_s"] == pytest.approx(turn["asked_s"] + 0.3)
+        assert tuple(stages) == STAGES[:-1] and list(stages.values())[1:] == sorted(list(stages.values())[1:])
+        assert 0.1 < stages["end_of_turn"] < 0.7 and 0 < stages["inputs"] < 5  # of the wall clock
+        assert turn["speech_s"] == pytest.approx(max(end, turn["asked_s"] + 0.3), abs=1e-3)
     interrupted = said["turns"][3]
     assert interrupted["samples"] < interrupted["metrics"]["audio_samples"]  # not all of it was heard
     with wave.open(str(first / "conversation.wav")) as file:
