@@ -108,7 +108,7 @@ def test_the_demo_again_and_again(demo_engine_dir, tmp_path, capsys):
         stages = turn["latency"]
         assert tuple(stages) == STAGES[:-1] and list(stages.values())[1:] == sorted(list(stages.values())[1:])
         assert 0.1 < stages["end_of_turn"] < 0.7 and 0 < stages["inputs"] < 5  # of the wall clock
-        assert turn["speech_s"] == pytest.approx(max(end, turn["asked_s"] + 0.3), abs=1e-3)
+        assert turn["speech_s"] == pytest.approx(max(end, turn["asked_s"] + 0.3), abs=0.05)
     interrupted = said["turns"][3]
     assert interrupted["samples"] < interrupted["metrics"]["audio_samples"]  # not all of it was heard
     with wave.open(str(first / "conversation.wav")) as file:
