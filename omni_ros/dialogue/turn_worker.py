@@ -345,9 +345,10 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            if turn.cancelled:
-                return None
-            events, self._generating = self._conversation.generate(request), True
+            events = None if turn.cancelled else self._conversation.generate(request)
+            self._generating = events is not None
+        if events is None:
+            return None
         finished: Finished | None = None
         try:
             for event in events:
