@@ -25,5 +25,9 @@ class UnknownSpeakerError(InputError):
     """The checkpoint has no such voice; the text lists the voices it has."""
 
 
+class ToolError(OmniError):
+    """A tool call that cannot be carried out; the text is for the model that made it."""
+
+
 class KVCacheFullError(OmniError):
     """A stateful engine has no room for the next step (KV cache or maximum code length)."""

@@ -9,17 +9,35 @@ from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
 from omni_ros.dialogue.speech_pacer import SpeechPacer
+from omni_ros.dialogue.tools import Tools, ToolTurn
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
 from omni_ros.errors import PromptTooLongError
-from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
 
 
 @dataclass
 class _Progress:
     """What is known of an answer while it is made."""
 
+    tools: ToolTurn
     content: list[dict[str, Any]] = field(default_factory=list)  # the parts of the user's message
     answer: Answer = field(default_factory=Answer)
+    calls: list[ToolCall] = field(default_factory=list)  # of the pass that runs
+    ended: str = ""  # why its text did
+    begun: int = 0  # characters of the answer before it
+    audio_reasons: list[str] = field(default_factory=list)  # of each pass
+
+    def text(self, delta: str) -> str:
+        """More text; what the passes say does not run together."""
+        first = self.begun and len(self.answer.text) == self.begun
+        return " " + delta if first and delta and not delta[0].isspace() else delta
+
+    @property
+    def audio_reason(self) -> str:
+        """Why the speech ended: of one that was cut short, why it was."""
+        reasons = [reason for reason in self.audio_reasons if reason != "none"]
+        return next((reason for reason in reasons if reason != "stop"), reasons[0] if reasons else "none")
+
     first_text: float | None = None
     first_audio: float | None = None
 
@@ -39,8 +57,9 @@ class TurnWorker:
         *,
         system_prompt: Callable[[], str],
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
+        tools: Tools,
         on_text: Callable[[str], None],
-        on_response: Callable[[str], None],  # the whole text, once it is written
+        on_response: Callable[[str, str], None],  # the whole text, once it is written, and why it ended
         on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
         on_change: Callable[[], None],  # a turn began or ended
         on_failure: Callable[[Exception], None],
@@ -51,6 +70,7 @@ class TurnWorker:
         self._history = history
         self._system_prompt = system_prompt
         self._options = options
+        self._tools = tools
         self._on_text = on_text
         self._on_response = on_response
         self._on_outcome = on_outcome
@@ -104,6 +124,7 @@ class TurnWorker:
         with self._changed:
             stopped = self._current is not None or self._waiting is not None
             self._waiting = None
+            self._tools.forget()
             self._cancel_current()
             return stopped
 
@@ -139,6 +160,7 @@ class TurnWorker:
             self._current.cancelled = True
             self._conversation.cancel()
             self._speech.cancel()
+            self._tools.wake()
 
     def _stop_feeding(self) -> None:
         if self._feeding:
@@ -155,6 +177,7 @@ class TurnWorker:
             turn, self._waiting = self._waiting, None
             for skipped in self._skipped:
                 self._history.add_interrupted([skipped.said], "")
+                self._tools.forget()  # it was not the very next turn's yes
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
             self._changed_history = False
@@ -179,8 +202,10 @@ class TurnWorker:
     def _feed(self, history: list[Message]) -> None:
         """Compute ahead what the next turn will begin with; the user does not wait for it then."""
         try:
+            if not history and self._tools.offer:  # they stand ahead of everything
+                history = [{"role": "user", "content": ""}]
             if history:
-                self._conversation.feed(history, special_tokens=False)
+                self._conversation.feed(history, special_tokens=False, tools=self._tools.offer)
         except PromptTooLongError:
             return  # the next turn shortens the history as far as it has to
         finally:
@@ -189,15 +214,15 @@ class TurnWorker:
 
     def _take(self, turn: UserTurn) -> None:
         """A turn from its beginning until its speech was heard or stopped, and into the history."""
-        progress = _Progress()
+        progress = _Progress(self._tools.turn())
         try:
             self._on_change()
             outcome = self._answer(turn, progress)
             turn.answered = True
             self._on_outcome(outcome)
             heard = self._speech.end(turn.response)
-            if not outcome.error:
-                self._remember(turn, progress.content, progress.answer, heard)
+            if not outcome.error or progress.tools.steps:  # what was done must not be forgotten, whatever failed after it
+                self._remember(turn, progress, heard, failed=bool(outcome.error))
         finally:
             turn.answered = True
             self._speech.cancel()  # nothing is left of it unless something above went wrong
@@ -206,18 +231,21 @@ class TurnWorker:
                 self._changed.notify_all()
             self._on_change()
 
-    def _remember(self, turn: UserTurn, content: list[dict[str, Any]], answer: Answer, heard: int) -> None:
+    def _remember(self, turn: UserTurn, progress: _Progress, heard: int, failed: bool) -> None:
+        content, answer, tools = progress.content, progress.answer, progress.tools
         if answer.whole and answer.samples and not turn.cancelled:
             spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
             self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
         with self._changed:
             if turn.forgotten:
                 return
-            words = answer.heard(heard, self._tokens_per_second) if turn.cancelled else answer.text
-            if turn.cancelled and not (answer.whole and words == answer.text.rstrip()):
-                self._history.add_interrupted(content, words)
+            stopped = turn.cancelled or failed
+            words = answer.heard(heard, self._tokens_per_second) if stopped else answer.text
+            if stopped := stopped and not (answer.whole and words == answer.text.rstrip()):
+                self._history.add_interrupted(content, words, tools.steps)
             else:
-                self._history.add(content, answer.text)
+                self._history.add(content, answer.text[len(tools.said) :].lstrip() if tools.said else answer.text, tools.steps)
+            self._tools.turn_over(tools, heard=not stopped)
             self._changed_history = True
 
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
@@ -230,26 +258,45 @@ class TurnWorker:
             return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
         if finished is None:
             return Outcome("cancelled")
-        answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
+        answer.whole = progress.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
         reason = "cancelled" if turn.cancelled else finished.reason
         return Outcome(
             reason,
-            finished.audio_reason,
-            finished.text,
+            progress.audio_reason,
+            progress.answer.text if progress.tools.steps else finished.text,
             first_text=progress.first_text,
             first_audio=progress.first_audio,
-            metrics=dict(finished.metrics),
+            metrics=dict(finished.metrics) | progress.tools.metrics,
         )
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
-        """The answer, with as much of the history as there is room for."""
+        """The answer: passes of the model, between which its tool calls are carried out."""
+        while True:
+            progress.begun, progress.calls = len(progress.answer.text), []
+            finished = self._pass(turn, progress)
+            if finished is None or not progress.calls:
+                return finished
+            take = progress.tools.take
+            if not (self._may_act(turn) and take(progress.answer.text, progress.calls, lambda: turn.cancelled)):
+                if not turn.cancelled:
+                    self._on_response(progress.answer.text, progress.ended)
+                return finished
+
+    def _may_act(self, turn: UserTurn) -> bool:
+        """Whether what the model asks for in this turn may be done. An answer that was begun before it was certain that the user
+        had ended has to wait for that here."""
+        with self._changed:
+            return not turn.cancelled
+
+    def _pass(self, turn: UserTurn, progress: _Progress) -> Finished | None:
+        """One pass of the model, with as much of the history as there is room for."""
         dropped = 0
         while True:
             with self._changed:
                 remembered = len(self._history)
-                messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped)
+                messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped) + progress.tools.steps
             # what people say and type is data: no word of theirs is a command to the chat template
-            request = Request(messages, special_tokens=False, **self._options())
+            request = Request(messages, special_tokens=False, tools=self._tools.offer, **self._options())
             progress.answer.spoken = request.audio_output
             try:
                 finished = self._play(turn, request, progress)
@@ -274,14 +321,20 @@ class TurnWorker:
                 since = self._clock.now() - turn.closed_at
                 if isinstance(event, Finished):
                     finished = event
+                    progress.audio_reasons.append(event.audio_reason)
                 elif turn.cancelled:
                     continue  # it was made before the conversation heard of it
                 elif isinstance(event, TextDelta):
                     progress.first_text = progress.first_text or since
-                    progress.answer.pieces.append((event.text, len(event.token_ids)))
-                    self._on_text(event.text)
+                    text = progress.text(event.text)
+                    progress.answer.pieces.append((text, len(event.token_ids)))
+                    self._on_text(text)
+                elif isinstance(event, ToolCall):
+                    progress.calls.append(event)
                 elif isinstance(event, TextFinished):
-                    self._on_response(event.text)
+                    progress.ended = event.reason
+                    if not progress.calls:
+                        self._on_response(progress.answer.text, event.reason)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = progress.first_audio or since
                     progress.answer.samples += event.pcm.size

