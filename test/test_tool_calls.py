@@ -23,7 +23,7 @@ MODEL = Path(__file__).parents[1] / "demo" / "model"
 CALL = '\n{"name": "go_to", "arguments": {"place": "left"}}\n'
 MARKED = f"<tool_call>{CALL}</tool_call>"
 GREEDY = {"temperature": 0, "talker_temperature": 0, "max_generate_length": 60, "special_tokens": False}
-# Written here in the manner of Qwen3's own: contents must be strings, and white space comes from the statements around it.
+# Written here in the manner of Qwen3's own. Beside tools, the system's content must be a string.
 STRICT = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
@@ -37,7 +37,8 @@ STRICT = """\
     {%- endfor %}
     {{- "\\n</tools><|im_end|>\\n" }}
 {%- elif messages[0].role == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+    {%- set content = messages[0].content %}
+    {{- '<|im_start|>system\\n' + (content if content is string else content[0].text) + '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
     {%- if message.content is string %}
@@ -91,8 +92,15 @@ def called(name: str, arguments, content: str = "") -> dict:
     }
 
 
-ODD = {"type": "function", "function": {"name": "say", "description": "Ünïcode <b> 'q' \"d\" 日本", "parameters": {"type": "object",
-       "properties": {"n": {"type": "number", "minimum": -1.5, "maximum": 1e9}, "t": {"enum": [None, True, "x"]}}}}}  # fmt: skip
+NUMBER, CHOICE = {"type": "number", "minimum": -1.5, "maximum": 1e9}, {"enum": [None, True, "x"]}
+ODD = {
+    "type": "function",
+    "function": {
+        "name": "say",
+        "description": "Ünïcode <b> 'q' \"d\" 日本",
+        "parameters": {"type": "object", "properties": {"n": NUMBER, "t": CHOICE}},
+    },
+}
 CONVERSATIONS = {
     "offered": [{"role": "user", "content": "wave"}],
     "with instructions": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "wave"}],
