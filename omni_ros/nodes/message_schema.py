@@ -3,13 +3,16 @@
 import array
 import base64
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from omni_ros.dialogue.tools import mismatch, validator
 from omni_ros.errors import InputError
 from omni_ros.nodes.interface_types import message_type
 
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LONGEST_ARRAY = 64  # elements of an array that a result shows
 
 _INTEGER = re.compile(r"(u?)int(8|16|32|64)")
@@ -61,22 +64,35 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def put(message: Any, path: str, value: Any) -> None:
-    """Set a field to a JSON value that fits its schema; fields that an object leaves out keep their defaults.
+    """Set a field to a JSON value; fields that an object leaves out keep their defaults.
 
-    Raises InputError for a value that the message does not take.
+    Raises InputError for a value that does not fit the field's schema: rosidl itself checks nothing unless it is told to.
     """
+    if wrong := mismatch(_check(field_type(type(message), path)), value):
+        raise InputError(f"{path}: {wrong}")
+    _put(message, path, value)
+
+
+@cache
+def _check(kind: str) -> Any:
+    return validator(schema(kind))
+
+
+def _put(message: Any, path: str, value: Any) -> None:
     *outer, last = path.split(".")
     for name in outer:
         message = getattr(message, name)
     kind = message.get_fields_and_field_types()[last]
     try:
         setattr(message, last, _value(kind, value))
-    except (AssertionError, TypeError, ValueError, OverflowError, AttributeError, KeyError) as reason:
-        raise InputError(f"{path}: {str(reason)[:200] or type(reason).__name__} (a {kind})") from None
+    except (AssertionError, ValueError, OverflowError) as reason:
+        raise InputError(f"{path}: {str(reason)[:200]} (a {kind})") from None
 
 
 def _value(kind: str, value: Any) -> Any:
     if kind in ("float", "double"):
+        if kind == "float" and abs(value) > LARGEST_FLOAT:
+            raise ValueError(f"{value:g} is too large")
         return float(value)
     if kind == "octet":
         return bytes([value])
@@ -89,7 +105,7 @@ def _value(kind: str, value: Any) -> Any:
     if "/" in kind:
         inner = message_type(kind)()
         for name, item in value.items():
-            put(inner, name, item)
+            _put(inner, name, item)
         return inner
     return value
 

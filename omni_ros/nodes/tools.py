@@ -89,14 +89,14 @@ class RosTools:
     def _service(self, name: str, interface: Any, wait: bool) -> Callable[[Any, "_Call"], None]:
         if not wait:
             raise InputError("wait: false is for actions: a service always answers")
-        client = self._node.create_client(interface, name)
+        client, name = self._node.create_client(interface, name), self._node.resolve_service_name(name)
         self._undo.append(lambda: self._node.destroy_client(client))
 
         def begin(request: Any, call: "_Call") -> None:
             if not client.service_is_ready():
-                raise ToolError(f"not available: nobody offers the service {client.srv_name}")
+                raise ToolError(f"not available: nobody offers the service {name}")
             future = client.call_async(request)
-            self._watch(call, client.service_is_ready, client.srv_name)
+            self._watch(call, client.service_is_ready, name)
             call.on_stop = lambda: client.remove_pending_request(future)
             future.add_done_callback(lambda future: call.attempt(lambda: call.answer(future.result())))
 

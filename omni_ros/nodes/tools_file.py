@@ -106,8 +106,8 @@ def filler(request: Any, fields: dict[str, str], values: dict[str, Any]) -> Call
             put(message, fields[name], value)
         return message
 
-    for path, value in values.items():
-        if wrong := mismatch(validator(schema(field_type(request, path))), value):
-            raise InputError(f"values: {path}: {wrong}")
-    make({})
+    try:
+        make({})
+    except InputError as reason:
+        raise InputError(f"values: {reason}") from None
     return make
