@@ -171,7 +171,7 @@ def test_what_becomes_of_calls(ros, demo_engine_dir, tmp_path):  # noqa: F811
 
 
 def test_stopped_while_an_action_runs(ros, demo_engine_dir, tmp_path):  # noqa: F811
-    replies = [reply for _ in range(3) for reply in (call("drive", {}), call("wave", {}), "I waved.")]
+    replies = [reply for _ in range(4) for reply in (call("drive", {}), call("wave", {}), "I waved.")]
     with Scene(tmp_path, demo_engine_dir, replies, audio_output=False) as scene:
         for number, how in enumerate(("cancel", "reset", "deactivate")):
             before = len(scene.server.calls())
@@ -189,6 +189,10 @@ def test_stopped_while_an_action_runs(ros, demo_engine_dir, tmp_path):  # noqa: 
             assert scene.say("wave") == "I waved."
             assert scene.server.calls()[before:] == [["count", {"order": -1}], ["cancelled", {}], ["wave", {}]]
             assert scene.client.values()["tool calls cancelled"] == str(number + 1)
+        scene.client.prompt.publish(String(data="drive on"))
+        wait(lambda: scene.server.calls()[-1][0] == "count", 20)
+        assert scene.omni.stop()[0] == 0  # a robot does not drive on when nobody is left who could stop it
+        wait(lambda: scene.server.calls()[-1] == ["cancelled", {}], 5)
 
 
 def test_only_json_that_fits_is_published(ros, demo_engine_dir, tmp_path):  # noqa: F811

@@ -272,6 +272,19 @@ def test_a_call_is_neither_text_nor_speech(pipeline, question, wanted):
     assert second.audio_reason == "stop" and second.codes.shape[1] > 5
     # all rows of the first pass, the call included, are read again: only the end token was never fed
     assert second.metrics["reused_tokens"] == first.metrics["prompt_tokens"] + first.metrics["reply_tokens"] - 1
+    messages += [{"role": "assistant", "content": second.text}, {"role": "user", "content": "hello"}]
+    third = list(conversation.generate(Request(messages, tools=TOOLS, **GREEDY)))[-1]
+    assert third.metrics["reused_tokens"] == second.metrics["prompt_tokens"] + second.metrics["reply_tokens"] - 1
+    conversation.close()
+
+
+def test_the_tools_are_read_before_anybody_has_spoken(pipeline):
+    conversation = pipeline.conversation()
+    conversation.feed([{"role": "user", "content": ""}], special_tokens=False, tools=TOOLS)
+    ask = [{"role": "user", "content": "wave"}]
+    fed, plain = (list(c.generate(Request(ask, tools=TOOLS, **GREEDY)))[-1] for c in (conversation, pipeline))
+    assert fed.token_ids == plain.token_ids
+    assert fed.metrics["reused_tokens"] > 0.9 * fed.metrics["prompt_tokens"]
     conversation.close()
 
 

@@ -239,6 +239,7 @@ class Dialogue:
             "speech gaps": self._pacer.gaps,
             "picture age s": age,
             "answer remembered": self.history.last_answer,
+            "tools": ", ".join(tool["function"]["name"] for tool in self._tools.offer) or "none",
         }
 
     # ---- from the dialogue's threads ----------------------------------------------------------------------------

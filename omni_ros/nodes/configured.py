@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from omni_ros.pipeline.conversation import Conversation
 
 VERIFY_MODES = {"auto": None, "sizes": "sizes", "full": "full"}  # parameter -> engines/verify.py
+LEAST_ROOM = 128  # tokens that tools must leave for what is said
 STOP_WITHIN = 1.0  # seconds that a turn is given to reach its next decode step when the node stops
 
 
@@ -58,8 +59,7 @@ class Configured:
             undo.callback(self._tools.close)
             self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
             undo.callback(self._pipeline.close)
-            if self._tools.tools:
-                self._pipeline.models.prompts.tokenizer.check_tools([tool.offer for tool in self._tools.tools])
+            self._check_tools(value("history_turns"))
             # One conversation: it keeps what it computed from turn to turn.
             conversation = self._pipeline.conversation()
             self._warm_up(conversation, parameters.generation_options(node))
@@ -79,6 +79,21 @@ class Configured:
             max_tool_calls=value("max_tool_calls"),
             response_schema=response_schema,
         )
+
+    def _check_tools(self, history_turns: int) -> None:
+        """Whether the model can be offered the tools."""
+        if not (offer := [tool.offer for tool in self._tools.tools]):
+            return
+        if not history_turns and any(tool.confirm for tool in self._tools.tools):
+            raise InputError("tools_file: tools with confirm need history_turns above 0: the model must know what it has asked")
+        prompts = self._pipeline.models.prompts
+        prompts.tokenizer.check_tools(offer)
+        tokens = len(prompts.tokenizer.encode([{"role": "user", "content": ""}], tools=offer))
+        if tokens > prompts.max_input_len - LEAST_ROOM:
+            raise InputError(
+                f"tools_file: the tools take {tokens} tokens of a prompt, and the Thinker engine was built for "
+                f"{prompts.max_input_len}: describe fewer, or build with a larger --maxInputLen"
+            )
 
     @property
     def damage(self) -> str:

@@ -43,6 +43,9 @@ class RosTools:
         self._undo.append(lambda: node.destroy_timer(timer))
 
     def close(self) -> None:
+        """On the executor's thread, or when that has ended: what runs is told to stop."""
+        for call, *_ in self._running:
+            call.stop()
         while self._undo:
             self._undo.pop()()
 
