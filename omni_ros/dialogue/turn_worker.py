@@ -1,6 +1,7 @@
 """Answers turns on its own thread, one at a time, so that whoever hears or reads them only hands them over."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,26 +66,27 @@ class TurnWorker:
         self._closed = False
         self._changed_history = True  # since the conversation was last fed
         self._forgotten = False  # the conversation's rows are of no more use
-        self._feeding = self._generating = False
+        self._feeding = False
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
     def answer(self) -> UserTurn | None:
         """The turn that waits for its answer, is being answered, or whose answer is spoken, if there is one."""
-        with self._changed:
-            turns = (self._waiting, self._current)
-            return next((turn for turn in turns if turn is not None and not turn.open and not turn.cancelled), None)
+        return next((turn for turn in self._turns() if not turn.open and not turn.cancelled), None)
 
     @property
     def thinking(self) -> bool:
         """Whether a turn waits for its answer or is being answered."""
-        with self._changed:
-            return any(turn is not None and not turn.open and not turn.answered for turn in (self._waiting, self._current))
+        return any(not turn.open and not turn.answered for turn in self._turns())
 
     @property
     def waiting(self) -> int:
-        with self._changed:
-            return int(self._waiting is not None and not self._waiting.open)
+        waiting = self._waiting
+        return int(waiting is not None and not waiting.open)
+
+    def _turns(self) -> list[UserTurn]:
+        """Read without the lock, which may be held by who waits for the reader's, and in the order that turns go through."""
+        return [turn for turn in (self._waiting, self._current) if turn is not None]
 
     def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
@@ -111,7 +113,7 @@ class TurnWorker:
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
-            closed = [turn for turn in (self._current, self._waiting) if turn is not None and not turn.open]
+            closed = [turn for turn in self._turns() if not turn.open]
             if self._waiting in closed:
                 self._waiting = None
             if self._current in closed:
@@ -186,12 +188,12 @@ class TurnWorker:
             return not turn.open
 
     def _open_turn(self) -> UserTurn | None:
-        return next((t for t in (self._waiting, self._current) if t is not None and t.open and not t.cancelled), None)
+        return next((turn for turn in self._turns() if turn.open and not turn.cancelled), None)
 
     def _cancel_current(self) -> None:
         if self._current is not None and not self._current.cancelled:
             self._current.cancelled = True
-            if self._generating:  # or it would hit the feed that comes next
+            if not self._current.answered:  # or it would hit the feed that comes next
                 self._conversation.cancel()
             self._speech.cancel()
             self._changed.notify_all()
@@ -324,11 +326,11 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            if turn.cancelled:
-                return None
-            events, self._generating = self._conversation.generate(request), True
+            events = None if turn.cancelled else self._conversation.generate(request)
+        if events is None:
+            return None
         finished: Finished | None = None
-        try:
+        with closing(events):  # whatever is raised here, the conversation must not stay busy
             for event in events:
                 self.is_closed(turn)
                 since = self._clock.now() - turn.closed_at
@@ -346,8 +348,4 @@ class TurnWorker:
                     progress.first_audio = since if progress.first_audio is None else progress.first_audio
                     progress.answer.samples += event.pcm.size
                     self._speech.push(turn.response, event.pcm)
-        finally:
-            events.close()  # whatever was raised here, the conversation must not stay busy
-            with self._changed:
-                self._generating = False
         return finished
