@@ -17,7 +17,8 @@ PER_FRAME = 0.04
 
 class ScriptedModel:
     """As a Conversation: generate, feed, cancel, reset. The n-th answer is `answers[n]`, `frames_per_word` long; every sample
-    of its speech is n + 1 hundredths, by which it is known again. Tool calls in an answer are made after its words."""
+    of its speech is n + 1 hundredths, by which it is known again. Answers are counted, or numbered by `number`. Tool calls in an
+    answer are made after its words."""
 
     def __init__(self, clock, answers: list[str], frames_per_word: int = 4, room: int = 10**9) -> None:
         self.clock = clock
@@ -29,6 +30,7 @@ class ScriptedModel:
         self.resets = 0
         self.feeding = 0.3  # seconds
         self.fault: Exception | None = None
+        self.number = lambda request: len(self.requests)
         self._changed = clock.condition()
         self._cancelled = False
 
@@ -42,7 +44,7 @@ class ScriptedModel:
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
-        number = len(self.requests)
+        number = self.number(request)
         self.requests.append(request)
         answer = self.answers[number % len(self.answers)]
         calls = [ToolCall(call, end != "") for call, end in CALL.findall(answer)] if request.tools is not None else []

@@ -6,6 +6,7 @@ import pytest
 from simulated_clock import SimulatedClock
 from test_dialogue import World
 
+from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import ASK, CONFIRM_WITHIN, MAX_RESULT, Tool, Tools, parse
 from omni_ros.errors import EngineError, InputError, ToolError
@@ -223,7 +224,7 @@ def test_a_yes_that_does_not_count(how):
     world.dialogue.ask("delete the map")
     if how == "interrupted":
         world.until(lambda: world.face.of("speech"))
-        world.say(0.6)
+        world.say(1.2)
     elif how == "skipped":
         world.idle()
         world.dialogue.ask("no wait")
@@ -242,6 +243,23 @@ def test_a_yes_that_does_not_count(how):
         turn(world, "yes")
     count = {"twice": 1}.get(how, 0)
     assert [name for name, _ in world.robot.did].count("forget") == count, world.reports
+    world.close()
+
+
+# ---- answers that are begun before the user has ended -----------------------------------------------------------------------
+def test_an_answer_that_was_begun_early_acts_only_once_the_turn_is_closed():
+    world = make([call("wave"), "I waved."], settings=Settings(eager=True))
+    world.model.number = lambda request: int(request.messages[-1]["role"] == "tool")
+    for count in (1, 2):
+        world.hear(1.0, 0.5)
+        world.hear(0.44)  # a pause, long enough for the call to be written
+        assert len(world.model.requests) == count and world.robot.did == [] and world.reports == []
+    closing = world.clock.now()
+    world.hear(1.0)
+    world.idle()
+    assert world.robot.did == [("wave", {})] and world.robot.begun[0][0] > closing
+    assert len(world.model.requests) == 3  # the second beginning stood
+    assert [text for _, text in world.face.of("response")] == ["I waved."]
     world.close()
 
 
@@ -277,11 +295,11 @@ def test_stopped_while_a_tool_works(how):
         return
     before = world.clock.now()
     if how == "speech":
-        world.hear(0.6, 0.5)
+        world.hear(1.2, 0.5)
     else:
         world.dialogue.cancel() if how == "cancel" else world.dialogue.reset()
-    world.until(lambda: world.robot.stopped, 1.0)
-    assert world.clock.now() - before < 1.0
+    world.until(lambda: world.robot.stopped, 0.1)
+    assert world.clock.now() - before < 1.3
     if how == "speech":
         world.hear(0.7)
         world.idle()
@@ -315,7 +333,7 @@ def test_the_answer_is_interrupted_after_a_tool_has_worked():
     world.until(lambda: len(world.model.requests) == 2)
     world.until(lambda: world.face.of("speech") and world.face.of("speech")[-1][1] == 0.02)
     world.hear(1.0)
-    world.hear(0.6, 0.5)
+    world.hear(1.2, 0.5)
     world.hear(0.7)
     world.idle()
     messages = world.dialogue.history.messages("")

@@ -90,18 +90,28 @@ class TurnWorker:
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
+    def answer(self) -> UserTurn | None:
+        """The turn that waits for its answer, is being answered, or whose answer is spoken, if there is one."""
+        return next((turn for turn in self._turns() if not turn.open and not turn.cancelled), None)
+
+    @property
     def thinking(self) -> bool:
         """Whether a turn waits for its answer or is being answered."""
-        current = self._current
-        return self._waiting is not None or (current is not None and not current.answered)
+        return any(not turn.open and not turn.answered for turn in self._turns())
 
     @property
     def waiting(self) -> int:
-        return int(self._waiting is not None)
+        waiting = self._waiting
+        return int(waiting is not None and not waiting.open)
+
+    def _turns(self) -> list[UserTurn]:
+        """Read without the lock, which may be held by who waits for the reader's, and in the order that turns go through."""
+        return [turn for turn in (self._waiting, self._current) if turn is not None]
 
     def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
         with self._changed:
+            self.withdraw()
             dropped = self._waiting if not preempt else None
             if preempt:
                 self.interrupt()
@@ -114,6 +124,7 @@ class TurnWorker:
     def interrupt(self) -> None:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
+            self.withdraw()
             if self._waiting is not None:
                 self._skipped.append(self._waiting)
                 self._waiting = None
@@ -122,16 +133,19 @@ class TurnWorker:
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
-            stopped = self._current is not None or self._waiting is not None
-            self._waiting = None
             self._tools.forget()
-            self._cancel_current()
-            return stopped
+            closed = [turn for turn in self._turns() if not turn.open]
+            if self._waiting in closed:
+                self._waiting = None
+            if self._current in closed:
+                self._cancel_current()
+            return bool(closed)
 
     def forget(self) -> None:
         """Stop, and forget the conversation."""
         with self._changed:
             self.cancel()
+            self.withdraw()
             self._history.clear()
             self._skipped.clear()
             self._forgotten = self._changed_history = True
@@ -152,15 +166,59 @@ class TurnWorker:
             self._stop_feeding()
             self._changed.notify_all()
             self.cancel()
+            self.withdraw()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    # ---- a turn that may not be over: answered from its first pause on, and told only once it is --------------------
+
+    def speculate(self, turn: UserTurn) -> None:
+        """Begin to answer `turn`, which the user may go on with, unless another one is in progress."""
+        with self._changed:
+            if self._waiting is None and (self._current is None or self._current.cancelled):
+                turn.open = True
+                self._waiting = turn
+                self._changed_history |= self._feeding  # to be fed again if the turn is withdrawn
+                self._stop_feeding()
+                self._changed.notify_all()
+
+    def confirm(self, pcm: Any) -> bool:
+        """The turn of this sound is closed: from now on it is like any other; False when it is not being answered."""
+        with self._changed:
+            turn = self._open_turn()
+            if turn is None or turn.said.get("audio") is not pcm:
+                return False
+            turn.open = False
+            turn.opened_at, turn.closed_at = turn.closed_at, self._clock.now()
+            self._changed.notify_all()
+            return True
+
+    def withdraw(self) -> None:
+        """The turn that may not be over is not: leave no trace of its answer."""
+        with self._changed:
+            turn = self._open_turn()
+            if turn is not None and turn is self._waiting:
+                self._waiting = None
+            elif turn is not None:
+                self._cancel_current()
+
+    def is_closed(self, turn: UserTurn) -> bool:
+        """Waits until `turn` is, or until it was withdrawn."""
+        with self._changed:
+            self._changed.wait_for(lambda: not turn.open or turn.cancelled)
+            return not turn.open
+
+    def _open_turn(self) -> UserTurn | None:
+        return next((turn for turn in self._turns() if turn.open and not turn.cancelled), None)
 
     def _cancel_current(self) -> None:
         if self._current is not None and not self._current.cancelled:
             self._current.cancelled = True
-            self._conversation.cancel()
+            if not self._current.answered:  # or it would hit the feed that comes next
+                self._conversation.cancel()
             self._speech.cancel()
             self._tools.wake()
+            self._changed.notify_all()
 
     def _stop_feeding(self) -> None:
         if self._feeding:
@@ -180,7 +238,8 @@ class TurnWorker:
                 self._tools.forget()  # it was not the very next turn's yes
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
-            self._changed_history = False
+            if turn is None or not turn.open:
+                self._changed_history = False
             self._feeding = turn is None
             if turn is not None:
                 self._begin(turn)
@@ -218,6 +277,8 @@ class TurnWorker:
         try:
             self._on_change()
             outcome = self._answer(turn, progress)
+            if not self.is_closed(turn):
+                return
             turn.answered = True
             self._on_outcome(outcome)
             heard = self._speech.end(turn.response)
@@ -266,7 +327,9 @@ class TurnWorker:
             progress.answer.text if progress.tools.steps else finished.text,
             first_text=progress.first_text,
             first_audio=progress.first_audio,
-            metrics=dict(finished.metrics) | progress.tools.metrics,
+            metrics=finished.metrics
+            | progress.tools.metrics
+            | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
         )
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
@@ -283,10 +346,8 @@ class TurnWorker:
                 return finished
 
     def _may_act(self, turn: UserTurn) -> bool:
-        """Whether what the model asks for in this turn may be done. An answer that was begun before it was certain that the user
-        had ended has to wait for that here."""
-        with self._changed:
-            return not turn.cancelled
+        """Whether what the model asks for in this turn may be done: never before it is certain that the user has ended."""
+        return self.is_closed(turn) and not turn.cancelled
 
     def _pass(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """One pass of the model, with as much of the history as there is room for."""
@@ -318,6 +379,7 @@ class TurnWorker:
         finished: Finished | None = None
         with closing(events):  # whatever is raised here, the conversation must not stay busy
             for event in events:
+                self.is_closed(turn)
                 since = self._clock.now() - turn.closed_at
                 if isinstance(event, Finished):
                     finished = event
@@ -325,7 +387,7 @@ class TurnWorker:
                 elif turn.cancelled:
                     continue  # it was made before the conversation heard of it
                 elif isinstance(event, TextDelta):
-                    progress.first_text = progress.first_text or since
+                    progress.first_text = since if progress.first_text is None else progress.first_text
                     text = progress.text(event.text)
                     progress.answer.pieces.append((text, len(event.token_ids)))
                     self._on_text(text)
@@ -336,7 +398,7 @@ class TurnWorker:
                     if not progress.calls:
                         self._on_response(progress.answer.text, event.reason)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
-                    progress.first_audio = progress.first_audio or since
+                    progress.first_audio = since if progress.first_audio is None else progress.first_audio
                     progress.answer.samples += event.pcm.size
                     self._speech.push(turn.response, event.pcm)
         return finished

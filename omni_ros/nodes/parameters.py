@@ -65,6 +65,8 @@ NODE = {
         _fixed("max_turn", 30.0, "seconds after which a turn is closed although the user still speaks", 1.0, 300.0),
         Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
         Parameter("preempt", True, "speech and prompts of the user stop the answer in progress; false: the newest waits"),
+        Parameter("barge_in_seconds", 0.6, "seconds of voice that stop an answer; shorter words are nods", 0.0, 5.0),
+        Parameter("eager", True, "begin to answer at the first pause, unheard, in case that the user has finished"),
     ),
     "conversation": (
         Parameter("system_prompt", "", "instructions ahead of the conversation"),
