@@ -31,6 +31,7 @@ class ScriptedModel:
         self.feeding = 0.3  # seconds
         self.fault: Exception | None = None
         self.number = lambda request: len(self.requests)
+        self.fault_after = 0  # words; 0: before the first
         self._changed = clock.condition()
         self._cancelled = False
 
@@ -41,8 +42,8 @@ class ScriptedModel:
     def _play(self, request: Request) -> Iterator[Event]:
         if len(request.messages) > self.room:
             raise PromptTooLongError(f"{len(request.messages)} messages")
-        if self.fault is not None:
-            fault, self.fault = self.fault, None
+        fault, self.fault = self.fault, None
+        if fault is not None and not self.fault_after:
             raise fault
         number = self.number(request)
         self.requests.append(request)
@@ -55,6 +56,9 @@ class ScriptedModel:
         timeline = [(PREFILL + i * PER_TOKEN, 0, word) for i, word in enumerate(words)]
         timeline += [(PREFILL + i * PER_FRAME + PER_TOKEN, 1, i) for i in range(frames)]
         began, written = self.clock.now(), []
+        if not words:
+            self._wait(began + PREFILL)
+            yield TextFinished("", [], "stop")
         for at, kind, what in sorted(timeline):
             if self._wait(began + at):
                 yield Finished("".join(written), [], np.zeros((16, 0)), "cancelled", "cancelled")
@@ -63,6 +67,9 @@ class ScriptedModel:
                 written.append(what)
                 if what:
                     yield TextDelta(what, [len(written)])
+                if fault is not None and len(written) == self.fault_after:
+                    yield TextFinished("".join(written), [], "runaway")
+                    raise fault
                 if len(written) == len(words):
                     yield from calls
                     yield TextFinished(text, [], "stop")

@@ -11,7 +11,7 @@ from omni_ros.dialogue.history import History, Message
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.tools import Tools, ToolTurn
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
-from omni_ros.errors import PromptTooLongError
+from omni_ros.errors import PromptTooLongError, RunawayError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
 
 
@@ -40,6 +40,7 @@ class _Progress:
 
     first_text: float | None = None
     first_audio: float | None = None
+    ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
 
 
 class TurnWorker:
@@ -282,7 +283,8 @@ class TurnWorker:
             turn.answered = True
             self._on_outcome(outcome)
             heard = self._speech.end(turn.response)
-            if not outcome.error or progress.tools.steps:  # what was done must not be forgotten, whatever failed after it
+            # What was done or said must not be forgotten, whatever failed after it.
+            if not outcome.error or progress.ran_away or progress.tools.steps:
                 self._remember(turn, progress, heard, failed=bool(outcome.error))
         finally:
             turn.answered = True
@@ -316,7 +318,16 @@ class TurnWorker:
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
-            return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
+            if isinstance(error, RunawayError):
+                progress.ran_away = True
+                answer.drop_last(error.repeated)
+            return Outcome(
+                "error",
+                text=answer.text,
+                error=describe(error),
+                first_text=progress.first_text,
+                first_audio=progress.first_audio,
+            )
         if finished is None:
             return Outcome("cancelled")
         answer.whole = progress.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")

@@ -38,6 +38,9 @@ class Request:
     # Functions as transformers' apply_chat_template takes them. If this is a list, be it empty, what the model writes as a tool
     # call comes as ToolCall, and is neither text nor speech.
     tools: list[dict[str, Any]] | None = None
+    # Tokens, or codec frames, that may repeat one cycle, be silent, or be more than the text needs (a second a token), before
+    # the turn ends with RunawayError; 0: never, since random weights do nothing else.
+    runaway_limit: int = 0
     special_tokens: bool = True  # False: what looks like a special token in a text is plain text, as words of a stranger are
 
     def __post_init__(self) -> None:
@@ -48,6 +51,7 @@ class Request:
             ("max_audio_length", 1),
             ("first_chunk_frames", 1),
             ("chunk_frames", 1),
+            ("runaway_limit", 0),
             ("seed", 0),
         ):
             value = getattr(self, name)
@@ -89,7 +93,8 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class TextFinished:
-    """The whole reply text without tool calls, as soon as it is written; speech usually goes on. `reason` as in Finished."""
+    """The whole reply text without tool calls, as soon as it is written; speech usually goes on. `reason` as in Finished, or
+    `runaway`: the turn ends with RunawayError."""
 
     text: str
     token_ids: list[int]

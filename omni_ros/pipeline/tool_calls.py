@@ -44,6 +44,11 @@ class CallFilter:
             rest = self._outside(rest, out) if self._call is None else self._inside(rest, out)
         return out
 
+    @property
+    def inside(self) -> bool:
+        """Whether the reply is in the middle of a call."""
+        return self._call is not None
+
     def end(self) -> list[Piece | ToolCall]:
         """The reply is over."""
         if self._call is not None:
