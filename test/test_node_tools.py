@@ -4,17 +4,23 @@ import omni_process  # noqa: F401 - a DDS domain of our own, before rclpy is loa
 
 # isort: split
 import json
+import shutil
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
+import numpy as np
+import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from omni_process import Client, OmniProcess, ros, wait  # noqa: F401
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
+
+from omni_ros.dialogue.resample import Resampler
 
 TRIGGER, BOOL, COUNT = "std_srvs/srv/Trigger", "std_msgs/msg/Bool", "test_msgs/action/Fibonacci"
 ADD = "diagnostic_msgs/srv/AddDiagnostics"
@@ -141,6 +147,29 @@ def test_asked_in_words_the_robot_acts_once_and_says_so(ros, demo_engine_dir, tm
         assert values["tool calls done"] == "2" and "tool calls refused" not in values
         # A turn finds the tools in the KV cache.
         assert int(values["pipeline reused_tokens"]) > 0.7 * int(values["pipeline prompt_tokens"])
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="nobody can speak here: espeak-ng is not installed")
+def test_asked_aloud(ros, demo_engine_dir, tmp_path):  # noqa: F811
+    with Scene(tmp_path, demo_engine_dir) as scene:
+        for words, asked, answer in (
+            ("please wave", ["wave", {}], "I waved."),
+            ("go to the left", ["go_to", {"place": "left"}], "I am on the left."),
+        ):
+            file = tmp_path / "words.wav"
+            subprocess.run(["espeak-ng", "-v", "en-us", "-s", "140", "-w", str(file), words], check=True)
+            with wave.open(str(file)) as wav:
+                pcm, rate = np.frombuffer(wav.readframes(wav.getnframes()), np.int16), wav.getframerate()
+            quiet = np.zeros(rate, np.float32)
+            pcm = Resampler(rate)(np.concatenate([quiet, pcm.astype(np.float32) / 32768, quiet, quiet]))
+            count = len(scene.client.received["response"])
+            scene.client.speak((np.clip(pcm, -1, 1) * 32767).astype(np.int16))
+            wait(lambda: len(scene.client.received["response"]) > count, 30)  # noqa: B023
+            wait(lambda: scene.client.state == "idle", 30)
+            assert scene.client.texts("response")[-1] == answer
+            assert scene.server.calls()[-1] == asked
+        assert len(scene.server.calls()) == 2
+        scene.no_call_was_heard_or_read()
 
 
 def test_what_becomes_of_calls(ros, demo_engine_dir, tmp_path):  # noqa: F811
