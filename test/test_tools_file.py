@@ -100,10 +100,6 @@ def test_tools_that_cannot_be_made(tmp_path, name):
     assert message in str(caught.value) and str(caught.value).startswith("tools_file: tool wave: ")
 
 
-def test_an_empty_name_means_no_tools():
-    assert node_tools.RosTools(Node(), "").tools == []
-
-
 # ---- messages -------------------------------------------------------------------------------------------------------------
 def test_schemas_of_fields():
     assert schema("uint8") == {"type": "integer", "minimum": 0, "maximum": 255}

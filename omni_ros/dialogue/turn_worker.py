@@ -8,6 +8,7 @@ from typing import Any
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.tools import Tools, ToolTurn
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
@@ -24,12 +25,16 @@ class _Progress:
     answer: Answer = field(default_factory=Answer)
     calls: list[ToolCall] = field(default_factory=list)  # of the pass that runs
     ended: str = ""  # why its text did
-    begun: int = 0  # characters of the answer before it
+    before: int = 0  # characters of the answer before it
     audio_reasons: list[str] = field(default_factory=list)  # of each pass
+    began: float | None = None  # the conversation was asked
+    first_text: float | None = None
+    first_audio: float | None = None
+    ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
 
     def text(self, delta: str) -> str:
         """More text; what the passes say does not run together."""
-        first = self.begun and len(self.answer.text) == self.begun
+        first = self.before and len(self.answer.text) == self.before
         return " " + delta if first and delta and not delta[0].isspace() else delta
 
     @property
@@ -37,10 +42,6 @@ class _Progress:
         """Why the speech ended: of one that was cut short, why it was."""
         reasons = [reason for reason in self.audio_reasons if reason != "none"]
         return next((reason for reason in reasons if reason != "stop"), reasons[0] if reasons else "none")
-
-    first_text: float | None = None
-    first_audio: float | None = None
-    ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
 
 
 class TurnWorker:
@@ -327,6 +328,7 @@ class TurnWorker:
                 error=describe(error),
                 first_text=progress.first_text,
                 first_audio=progress.first_audio,
+                latency=self._latency(turn, progress, {}),
             )
         if finished is None:
             return Outcome("cancelled")
@@ -336,6 +338,7 @@ class TurnWorker:
             reason,
             progress.audio_reason,
             progress.answer.text if progress.tools.steps else finished.text,
+            latency=self._latency(turn, progress, finished.metrics),
             first_text=progress.first_text,
             first_audio=progress.first_audio,
             metrics=finished.metrics
@@ -343,10 +346,15 @@ class TurnWorker:
             | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
         )
 
+    def _latency(self, turn: UserTurn, progress: _Progress, metrics: dict[str, Any]) -> Latency:
+        played_at = self._speech.first_played()
+        spoken_until = turn.closed_at if turn.spoken_until is None else turn.spoken_until
+        return Latency.measure(spoken_until, turn.closed_at, progress.began, metrics, played_at)
+
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """The answer: passes of the model, between which its tool calls are carried out."""
         while True:
-            progress.begun, progress.calls = len(progress.answer.text), []
+            progress.before, progress.calls = len(progress.answer.text), []
             finished = self._pass(turn, progress)
             if finished is None or not progress.calls:
                 return finished
@@ -370,6 +378,7 @@ class TurnWorker:
             # what people say and type is data: no word of theirs is a command to the chat template
             request = Request(messages, special_tokens=False, tools=self._tools.offer, **self._options())
             progress.answer.spoken = request.audio_output
+            progress.began = self._clock.now()
             try:
                 finished = self._play(turn, request, progress)
             except PromptTooLongError:

@@ -1,22 +1,27 @@
-"""What `configure` makes and `cleanup` frees: the engines, and a dialogue on them."""
+"""What `configure` makes and `cleanup` frees: the engines, and a dialogue on them.
+
+It needs no ROS but a way to ask for parameters, so that a replay (omni_ros/replay) makes exactly what the node does.
+"""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode
 
+from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
 from omni_ros.dialogue.structured import ResponseSchema
+from omni_ros.dialogue.tools import Tool
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
 from omni_ros.nodes.messages import shown
-from omni_ros.nodes.tools import RosTools
 
 if TYPE_CHECKING:
+    from omni_ros.nodes.tools import RosTools
     from omni_ros.pipeline.conversation import Conversation
 
 VERIFY_MODES = {"auto": None, "sizes": "sizes", "full": "full"}  # parameter -> engines/verify.py
@@ -27,7 +32,15 @@ STOP_WITHIN = 1.0  # seconds that a turn is given to reach its next decode step 
 class Configured:
     """Loads the engines and runs them once: the first turn must neither fail nor be slow. OmniError says what is wrong."""
 
-    def __init__(self, node: LifecycleNode, face: Face) -> None:
+    def __init__(
+        self,
+        node: parameters.HasParameters,
+        face: Face,
+        *,
+        open_tools: "Callable[[str], RosTools] | None" = None,  # of a tools file; None where nobody is there who could act
+        clock: Clock | None = None,
+        around: "Callable[[Conversation], Any]" = lambda conversation: conversation,  # what the dialogue talks to in its place
+    ) -> None:
         from omni_ros.pipeline.pipeline import Pipeline  # here: an unconfigured node stays small
 
         def value(name: str):
@@ -54,19 +67,24 @@ class Configured:
         schema = value("response_schema")
         response_schema = ResponseSchema(schema) if schema else None
         started = time.monotonic()
+        tools_file = value("tools_file")
+        if tools_file and open_tools is None:
+            raise InputError("parameter tools_file is set, and there is no robot here that could act: set it to an empty text")
         with ExitStack() as undo:
-            self._tools = RosTools(node, value("tools_file"))
-            undo.callback(self._tools.close)
+            self._tools = open_tools(tools_file) if tools_file and open_tools is not None else None
+            if self._tools is not None:
+                undo.callback(self._tools.close)
             self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
             undo.callback(self._pipeline.close)
-            self._check_tools(value("history_turns"))
+            tools = self._tools.tools if self._tools is not None else []
+            self._check_tools(tools, value("history_turns"))
             # One conversation: it keeps what it computed from turn to turn.
             conversation = self._pipeline.conversation()
             self._warm_up(conversation, parameters.generation_options(node))
             undo.pop_all()
         self.load_seconds = time.monotonic() - started
         self.dialogue = Dialogue(
-            conversation,
+            around(conversation),
             face,
             endpointer=endpointer,
             settings=parameters.settings(node),
@@ -75,16 +93,17 @@ class Configured:
             speech_lead=value("speech_lead"),
             audio_timeout=value("audio_timeout"),
             audio_timeout_drops=value("audio_timeout_drops"),
-            tools=self._tools.tools,
+            tools=tools,
             max_tool_calls=value("max_tool_calls"),
             response_schema=response_schema,
+            clock=clock,
         )
 
-    def _check_tools(self, history_turns: int) -> None:
+    def _check_tools(self, tools: list[Tool], history_turns: int) -> None:
         """Whether the model can be offered the tools."""
-        if not (offer := [tool.offer for tool in self._tools.tools]):
+        if not (offer := [tool.offer for tool in tools]):
             return
-        if not history_turns and any(tool.confirm for tool in self._tools.tools):
+        if not history_turns and any(tool.confirm for tool in tools):
             raise InputError("tools_file: tools with confirm need history_turns above 0: the model must know what it has asked")
         prompts = self._pipeline.models.prompts
         prompts.tokenizer.check_tools(offer)
@@ -124,4 +143,5 @@ class Configured:
         """Stop the threads and free the engines, unless one of them cannot be interrupted any more."""
         if self.dialogue.close(STOP_WITHIN):
             self._pipeline.close()
-        self._tools.close()
+        if self._tools is not None:
+            self._tools.close()

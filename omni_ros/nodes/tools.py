@@ -28,13 +28,12 @@ class RosTools:
     Everything that talks to ROS runs on the node's executor. Raises InputError that names file, tool and fix.
     """
 
-    def __init__(self, node: LifecycleNode, path: str) -> None:  # an empty path: no tools
+    def __init__(self, node: LifecycleNode, path: str) -> None:
         self._node = node
         self._running: list[tuple[_Call, Callable[[], bool], str]] = []  # whether its server is there, and the server's name
         self._undo: list[Callable[[], object]] = []
-        entries = read_tools_file(path) if path else {}
         try:
-            self.tools = [self._tool(name, entry) for name, entry in entries.items()]
+            self.tools = [self._tool(name, entry) for name, entry in read_tools_file(path).items()]
         except BaseException:
             self.close()
             raise
