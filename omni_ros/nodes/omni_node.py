@@ -20,6 +20,7 @@ from omni_ros.nodes.heap import FreePages
 from omni_ros.nodes.inputs import Inputs
 from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.outputs import Outputs
+from omni_ros.nodes.tools import RosTools
 
 DONE, FAILED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -80,7 +81,7 @@ class OmniNode(LifecycleNode):
     def _configure(self) -> None:
         for text in parameters.unknown(self):
             self.get_logger().error(text)
-        configured = Configured(self, self._outputs)
+        configured = Configured(self, self._outputs, open_tools=lambda path: RosTools(self, path))
         configured.dialogue.enable(self._enabled)
         self._configured = configured
         vad = configured.dialogue.facts()["vad"]
