@@ -139,7 +139,7 @@ class Conversation:
 
         def read(kind: str, part: dict[str, Any], max_tokens: int) -> Media:
             check()
-            media = self.models.media.read(kind, part, self._media, next(self._serials), max_tokens)
+            media = self.models.media.read(kind, part, self._media, self._serials, max_tokens)
             if media not in self._media:
                 self._media.append(media)
             return media
