@@ -9,6 +9,7 @@ dialogue.join()
 """
 
 import atexit
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ ECHO_TAIL = 0.2  # seconds
 AT_EXIT = 2.0  # seconds that the model is given when a program ends without close()
 
 Picture = np.ndarray  # uint8 RGB [H, W, 3]
+Look = Callable[[], dict[str, Any] | None]  # decodes what was seen to an image part; None where that cannot be done
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Settings:
     system_prompt: str = ""
     preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
-    use_camera: bool = True  # the newest picture goes with each turn
-    image_max_age: float = 1.0  # seconds since its arrival
+    use_camera: bool = True  # a picture goes with each turn: the newest when the user begins to speak, or has typed
+    image_max_age: float = 1.0  # seconds since its arrival by then
     image_max_pixels: int = 307200
     generation: dict[str, Any] = field(default_factory=dict)  # arguments of Request
 
@@ -108,6 +110,7 @@ class Dialogue:
         self._state = ""
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
+        self._seen: Look | None = None  # when the user began to speak
         self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
         self._worker = TurnWorker(
             conversation,
@@ -127,6 +130,7 @@ class Dialogue:
             on_start=self._on_speech_start,
             on_pause=self._on_speech_pause,
             on_goes_on=self._on_speech_goes_on,
+            on_window=self._on_speech_window,
             on_end=self._on_speech_end,
             on_bad=lambda error: face.bad_input("audio", error),
             on_lost=face.sound_stopped,
@@ -157,7 +161,7 @@ class Dialogue:
         """A typed turn. InputError when there is nothing in it."""
         if not text.strip():
             raise InputError("the text is empty")
-        self._submit({"type": "text", "text": text})
+        self._submit(UserTurn({"type": "text", "text": text}, self._look(), closed_at=self._clock.now()))
 
     # ---- control ------------------------------------------------------------------------------------------------
 
@@ -185,6 +189,7 @@ class Dialogue:
         if self._listener.in_speech:
             self._face.user_speaking(False)
         self._listener.reset()
+        self._forget_spoken()
         self._tell_state()
 
     def forget_picture(self) -> None:
@@ -235,6 +240,7 @@ class Dialogue:
         self._face.user_speaking(True)
         if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
             self._worker.interrupt()
+        self._worker.prepare(self._spoken(None))
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
@@ -243,32 +249,50 @@ class Dialogue:
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
 
+    def _on_speech_window(self, pcm: Pcm) -> None:
+        """So much was said by now; the user goes on."""
+        self._worker.prepare(self._spoken(pcm))
+
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
-        if pcm is not None:
-            self._submit({"type": "audio", "audio": pcm})
+        turn = None if pcm is None else self._spoken(pcm)
+        self._forget_spoken()
+        if turn is not None:
+            self._submit(turn)
         self._tell_state()
 
-    def _submit(self, said: dict[str, Any]) -> None:
-        """Close a turn: `said` together with what the camera shows now."""
-        if not self._enabled:
-            return
-        settings, now = self.settings, self._clock.now()
-        decode, arrived = self._picture or (None, 0.0)
-        if not settings.use_camera or now - arrived > settings.image_max_age:
-            decode = None
+    def _submit(self, turn: UserTurn) -> None:
+        if self._enabled:
+            self._worker.submit(turn, preempt=self.settings.preempt)
+            self._tell_state()
 
-        def picture() -> dict[str, Any] | None:
-            if decode is None:
-                return None
+    def _spoken(self, pcm: Pcm | None) -> UserTurn:
+        """A turn by voice as far as it was said, with what the camera showed when it began; if that was nothing, with what it
+        shows now."""
+        self._seen = self._seen or self._look()
+        said = None if pcm is None else {"type": "audio", "audio": pcm}
+        return UserTurn(said, self._seen, closed_at=self._clock.now())
+
+    def _forget_spoken(self) -> None:
+        self._seen = None
+        self._worker.prepare(None)
+
+    def _look(self) -> Look | None:
+        """What the camera shows now; None without a picture that is young enough."""
+        settings = self.settings
+        decode, arrived = self._picture or (None, 0.0)
+        if decode is None or not settings.use_camera or self._clock.now() - arrived > settings.image_max_age:
+            return None
+
+        @functools.cache  # a conversation knows a picture by its being the same array
+        def look() -> dict[str, Any] | None:
             try:
                 return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
             except InputError as error:  # the words are worth an answer alone
                 self._face.bad_input("camera", error)
                 return None
 
-        self._worker.submit(UserTurn(said, picture, closed_at=now), preempt=settings.preempt)
-        self._tell_state()
+        return look
 
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)

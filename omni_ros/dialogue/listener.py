@@ -6,7 +6,16 @@ from collections.abc import Callable
 import numpy as np
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechEvent, SpeechGoesOn, SpeechPause, SpeechStart
+from omni_ros.dialogue.endpoint import (
+    SAMPLE_RATE,
+    Endpointer,
+    SpeechEnd,
+    SpeechEvent,
+    SpeechGoesOn,
+    SpeechPause,
+    SpeechSoFar,
+    SpeechStart,
+)
 from omni_ros.errors import InputError
 
 SLICE = SAMPLE_RATE // 2  # samples between two looks at whether anybody still wants to know
@@ -29,6 +38,7 @@ class Listener:
         on_start: Callable[[], None],
         on_pause: Callable[[Pcm], None],  # the utterance may be over
         on_goes_on: Callable[[], None],  # it was not
+        on_window: Callable[[Pcm], None],  # so much was said by now, and the utterance goes on
         on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
         on_bad: Callable[[InputError], None],
         on_lost: Callable[[float, bool], None],  # no sound for so many seconds inside an utterance; it is dropped
@@ -41,6 +51,7 @@ class Listener:
         self._on_start = on_start
         self._on_pause = on_pause
         self._on_goes_on = on_goes_on
+        self._on_window = on_window
         self._on_end = on_end
         self._on_bad = on_bad
         self._on_lost = on_lost
@@ -129,6 +140,8 @@ class Listener:
                 self._on_pause(pcm)
             case SpeechGoesOn():
                 self._on_goes_on()
+            case SpeechSoFar(pcm):
+                self._on_window(pcm)
             case SpeechEnd(pcm):
                 self._on_end(pcm)
 

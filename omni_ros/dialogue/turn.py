@@ -11,13 +11,18 @@ from omni_ros.errors import OmniError
 class UserTurn:
     """One user turn. `picture` is called on the worker's thread: decoding is too slow for whoever brings the turn."""
 
-    said: dict[str, Any]  # a text or audio part
-    picture: Callable[[], dict[str, Any] | None]  # an image part
+    said: dict[str, Any] | None  # a text or audio part; while the user still speaks what was said so far, if anything
+    picture: Callable[[], dict[str, Any] | None] | None  # makes an image part, if it can
     closed_at: float  # when the user had finished
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
+
+    def content(self) -> list[dict[str, Any]]:
+        """The parts of the user's message."""
+        parts = (self.picture and self.picture(), self.said)
+        return [part for part in parts if part is not None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
-from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.history import History
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
 from omni_ros.errors import PromptTooLongError
@@ -28,7 +28,7 @@ class TurnWorker:
     """Runs the newest submitted turn; at most one more waits. A turn lasts until its speech was heard.
 
     `conversation` offers generate, feed, cancel and reset as pipeline.conversation.Conversation. Between turns it is fed the
-    history as the next turn will send it.
+    history as the next turn will send it, and what is known of a turn that the user is still speaking.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class TurnWorker:
         self._current: UserTurn | None = None
         self._responses = 0
         self._closed = False
-        self._changed_history = True  # since the conversation was last fed
+        self._spoken: UserTurn | None = None  # as far as the user has spoken it
+        self._unfed = True  # there is more to feed to the conversation than when it was last fed
         self._forgotten = False  # the conversation's rows are of no more use
         self._feeding = False
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
@@ -91,6 +92,14 @@ class TurnWorker:
         if dropped is not None:
             self._on_outcome(Outcome("dropped"))
 
+    def prepare(self, turn: UserTurn | None) -> None:
+        """Compute what is known of the turn that the user is speaking, once no answer is in progress; None: nothing any more."""
+        with self._changed:
+            self._spoken = turn
+            if turn is not None and (turn.picture or turn.said):
+                self._unfed = True
+                self._changed.notify_all()
+
     def interrupt(self) -> None:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
@@ -113,7 +122,7 @@ class TurnWorker:
             self.cancel()
             self._history.clear()
             self._skipped.clear()
-            self._forgotten = self._changed_history = True
+            self._forgotten = self._unfed = True
             if self._current is not None:
                 self._current.forgotten = True
             self._stop_feeding()
@@ -149,7 +158,7 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._changed_history or self._closed)
+            self._changed.wait_for(lambda: self._waiting is not None or self._unfed or self._closed)
             if self._closed:
                 return False
             turn, self._waiting = self._waiting, None
@@ -157,15 +166,14 @@ class TurnWorker:
                 self._history.add_interrupted([skipped.said], "")
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
-            self._changed_history = False
+            self._unfed, spoken = False, self._spoken
             self._feeding = turn is None
             if turn is not None:
                 self._begin(turn)
-            history = self._history.messages(self._system_prompt())
         if forgotten:
             self._conversation.reset()
         if turn is None:
-            self._feed(history)
+            self._feed(spoken)
         else:
             self._take(turn)
         return True
@@ -176,13 +184,22 @@ class TurnWorker:
         turn.response = self._responses
         self._speech.begin(turn.response)
 
-    def _feed(self, history: list[Message]) -> None:
-        """Compute ahead what the next turn will begin with; the user does not wait for it then."""
+    def _feed(self, spoken: UserTurn | None) -> None:
+        """Compute ahead what the next turn will begin with, in a history as short as it will be; nobody waits for it then."""
         try:
-            if history:
-                self._conversation.feed(history, special_tokens=False)
-        except PromptTooLongError:
-            return  # the next turn shortens the history as far as it has to
+            content, skip = spoken.content() if spoken is not None else [], 0
+            while True:
+                with self._changed:
+                    remembered = len(self._history)
+                    messages = self._history.messages(self._system_prompt(), content, skip)
+                try:
+                    if messages:
+                        self._conversation.feed(messages, special_tokens=False)
+                    return
+                except PromptTooLongError:
+                    if skip >= remembered:
+                        return
+                    skip += 1
         finally:
             with self._changed:
                 self._feeding = False
@@ -218,12 +235,12 @@ class TurnWorker:
                 self._history.add_interrupted(content, words)
             else:
                 self._history.add(content, answer.text)
-            self._changed_history = True
+            self._unfed = True
 
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
         answer = progress.answer
         try:
-            progress.content = [part for part in (turn.picture(), turn.said) if part is not None]
+            progress.content = turn.content()
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()

@@ -92,7 +92,7 @@ class MediaReader:
         pieces = []
         for window, tokens in self.audio.windows(mel):
             digest = hashlib.sha256(f"{window.shape} {tokens}".encode() + window.tobytes()).digest()
-            pieces.append(of_digest.get(digest) or Piece(next(serials), tokens, window, digest))
+            pieces.append(of_digest.setdefault(digest, Piece(next(serials), tokens, window, digest)))
         return pieces
 
     def _mel(self, value: Any, max_tokens: int) -> np.ndarray:
