@@ -9,16 +9,16 @@ from bench.report import Part, Row
 from bench.turns import Heard, greedy, listen
 from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.pipeline import Pipeline
-from omni_ros.preprocess.audio import LOOK_AHEAD, SAMPLE_RATE
+from omni_ros.preprocess.audio import SAMPLE_RATE
 
-WINDOW = 8 * SAMPLE_RATE
 MAX_PIXELS = 307200  # the node's image_max_pixels
 GOAL = ("<=", 1.15)
 METHOD = f"""\
 A turn by voice with a camera picture, as the node computes it: the history between turns, the picture when the person begins to
-speak, each 8 s of sound once they are said; timed is what remains, from the end of the turn to the first PCM (12 tokens and 12
-frames an answer, greedy). Every turn but the first follows others of half a second of sound each. Pictures are limited to
-{MAX_PIXELS} pixels. Each ratio is the median of ratios within one repetition. Beside it the same prompts with nothing computed before."""
+speak, the sound so far with every second from the eighth on. Timed is what remains, from the end of the turn to the first PCM (12
+tokens and 12 frames an answer, greedy). Every turn but the first follows others of half a second of sound each. Pictures are
+limited to {MAX_PIXELS} pixels. Each ratio is the median of ratios within one repetition. Beside it the same prompts with nothing
+computed before."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def _speak(conversation: Conversation, case: Case) -> list[dict]:
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
     picture, sound = {"type": "image", "image": pixels, "max_pixels": MAX_PIXELS}, _sound(0, case.seconds)
     conversation.feed([*history, _user(picture)])
-    for end in range(WINDOW, len(sound["audio"]), WINDOW):
-        conversation.feed([*history, _user(picture, {"type": "audio", "audio": sound["audio"][: end + LOOK_AHEAD].copy()})])
+    for end in range(8 * SAMPLE_RATE + 512, len(sound["audio"]), SAMPLE_RATE):
+        so_far = {"type": "audio", "audio": sound["audio"][:end].copy(), "unfinished": True}
+        conversation.feed([*history, _user(picture, so_far)])
     return [*history, _user(picture, sound)]
 
 

@@ -11,7 +11,7 @@ from offline.quantization.spy import Call, spy
 from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request, TextDelta
-from omni_ros.preprocess.audio import LOOK_AHEAD, SAMPLE_RATE
+from omni_ros.preprocess.audio import SAMPLE_RATE
 
 WINDOW = 8 * SAMPLE_RATE
 HEADER = 12  # rows at most that end the user's message and open the assistant's
@@ -39,9 +39,9 @@ def sound(pcm: np.ndarray) -> dict:
     return {"type": "audio", "audio": pcm}
 
 
-def so_far(pcm: np.ndarray, windows: int) -> dict:
-    """The first windows of what is being said, as an endpointer tells them."""
-    return sound(pcm[: windows * WINDOW + LOOK_AHEAD].copy())
+def so_far(pcm: np.ndarray, seconds: float) -> dict:
+    """The beginning of what is being said."""
+    return {**sound(pcm[: round(seconds * SAMPLE_RATE)].copy()), "unfinished": True}
 
 
 def windows_of(calls: list[Call]) -> int:
@@ -52,8 +52,8 @@ def windows_of(calls: list[Call]) -> int:
 def listen(conversation: Conversation, history: list[dict], seen: list[dict], pcm: np.ndarray) -> dict:
     """Feed what is known of a turn while it is said, as a dialogue does; returns the user's message."""
     conversation.feed([*history, user(*seen)] if seen else history)
-    for windows in range(1, (len(pcm) - LOOK_AHEAD) // WINDOW + 1):
-        conversation.feed([*history, user(*seen, so_far(pcm, windows))])
+    for seconds in range(1, len(pcm) // SAMPLE_RATE, 2):
+        conversation.feed([*history, user(*seen, so_far(pcm, seconds))])
     return user(*seen, sound(pcm))
 
 
@@ -79,11 +79,11 @@ def test_each_window_is_encoded_once(pipeline, conversation):
     assert windows_of(calls) == 4 and sum(call.engine == "multimodal/visual" for call in calls) == 1
 
 
-LOUD_LATER = {  # levels per second; windows that the turn must compute again
+LOUD_LATER = {  # levels per second; windows that the turn must compute
     "the loudest is in the first window": ([0.1] * 3 + [0.5] + [0.0] * 3 + [0.1] * 13, 1),
-    "silence, then a loud last window": ([0.1] * 4 + [0.0] * 4 + [0.1] * 4 + [0.0] * 4 + [0.9] * 4, 3),
-    "of which only the window with silence is changed": ([0.1] * 8 + [0.1] * 4 + [0.0] * 4 + [0.9] * 4, 2),
-    "a loud second window is known before the end": ([0.1] * 4 + [0.0] * 4 + [0.9] * 8 + [0.1] * 4, 1),
+    "silence, then a loud end": ([0.1] * 4 + [0.0] * 4 + [0.1] * 4 + [0.0] * 4 + [0.1] * 3 + [0.9], 3),
+    "a loud end that changes one window": ([0.1] * 12 + [0.0] * 4 + [0.1] * 3 + [0.9], 2),
+    "a loud last window that was heard in time": ([0.1] * 4 + [0.0] * 4 + [0.1] * 8 + [0.9] + [0.1] * 3, 1),
 }
 
 
@@ -99,7 +99,7 @@ def test_a_loud_end_changes_the_beginning(pipeline, conversation, case):
     assert_same(got, end_of(pipeline.generate(request)))
 
 
-@pytest.mark.parametrize("case", ["silence, then a loud last window", "of which only the window with silence is changed"])
+@pytest.mark.parametrize("case", ["silence, then a loud end", "a loud end that changes one window"])
 def test_turns_equal_transformers(name, conversation, checkpoints, case):
     """Two turns, each fed while it is said; the oracle reads the whole each time."""
     reference = load(checkpoints[name])
@@ -115,21 +115,25 @@ def test_turns_equal_transformers(name, conversation, checkpoints, case):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_turns(pipeline, conversation, seed, monkeypatch):
-    """Levels over 100 dB, silence, cancelled feeds, pauses that were answered and not meant, interruptions, short pieces of prompt."""
+    """Levels over 100 dB, silence, feeds that are cancelled, pauses that were answered and not meant, interruptions, and
+    prompts that are read in short pieces."""
     rng = np.random.default_rng(seed)
     if seed % 2:
         for engine in (pipeline.engines["thinker"], pipeline.engines["talker"]):
             monkeypatch.setattr(engine, "max_rows", int(rng.integers(20, 200)))
     history, reused = [says("system", "you are a robot")], []
     for _ in range(4):
-        pcm = speech(*rng.choice([0.0, 1e-5, 1e-3, 0.03, 0.1, 0.9], int(rng.integers(2, 57))), seconds=0.5, seed=int(rng.integers(99)))
+        pcm = speech(
+            *rng.choice([0.0, 1e-5, 1e-3, 0.03, 0.1, 0.9], int(rng.integers(2, 57))), seconds=0.5, seed=int(rng.integers(99))
+        )
         seen = [image(*rng.choice([64, 96, 128], 2), int(rng.integers(99)))] if rng.random() < 0.7 else []
-        for windows in range((len(pcm) - LOOK_AHEAD) // WINDOW + 1):
-            parts = [*seen, so_far(pcm, windows)] if windows else seen
-            feed = lambda parts=parts: conversation.feed([*history, user(*parts)] if parts else history)  # noqa: E731
-            cancel_within(pipeline, conversation, feed, int(rng.integers(8)) if rng.random() < 0.4 else None)
-            if windows and rng.random() < 0.3:  # a pause: the answer begins, and the person goes on
-                paused = sound(pcm[: windows * WINDOW + int(rng.integers(LOOK_AHEAD, 20000))].copy())
+        told = np.sort(rng.uniform(0.5, len(pcm) / SAMPLE_RATE, len(pcm) // SAMPLE_RATE // 4))
+        for seconds in (0.0, *told):
+            parts = [*seen, so_far(pcm, seconds)] if seconds else seen
+            messages = [*history, user(*parts)] if parts else history
+            feed(pipeline, conversation, messages, int(rng.integers(8)) if rng.random() < 0.4 else None)
+            if seconds and rng.random() < 0.3:  # a pause: the answer begins, and the person goes on
+                paused = sound(pcm[: round(seconds * SAMPLE_RATE) - 100].copy())
                 close_at_first_word(conversation.generate(Request([*history, user(*seen, paused)], **GREEDY)))
         message = user(*seen, sound(pcm))
         request = Request([*history, message], **GREEDY)
@@ -142,15 +146,13 @@ def test_random_turns(pipeline, conversation, seed, monkeypatch):
     assert max(reused) > 104
 
 
-def cancel_within(pipeline: Pipeline, conversation: Conversation, feed, runs: int | None) -> None:
-    """`feed`, cancelled after so many runs of engines."""
-    if runs is None:
-        feed()
-        return
+def feed(pipeline: Pipeline, conversation: Conversation, messages: list[dict], runs: int | None) -> None:
+    """Cancelled after so many runs of an engine."""
     with spy(pipeline):
-        for engine in pipeline.engines.values():
-            engine.run = cancelling(conversation, engine.run, [runs])
-        feed()
+        if runs is not None:
+            for engine in pipeline.engines.values():
+                engine.run = cancelling(conversation, engine.run, [runs])  # spy takes it away
+        conversation.feed(messages)
 
 
 def cancelling(conversation: Conversation, run, left: list[int]):

@@ -6,9 +6,8 @@ from scripted_model import PREFILL
 from test_dialogue import ANSWERS, World
 
 from omni_ros.dialogue.dialogue import Settings
-from omni_ros.dialogue.endpoint import WINDOW
+from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE
 from omni_ros.errors import InputError
-from omni_ros.preprocess.audio import LOOK_AHEAD
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def fed_parts(world: World) -> list[list[dict]]:
     return [message["content"] if message["role"] == "user" else [] for message in messages]
 
 
-def test_the_picture_and_finished_windows_are_fed_while_the_user_speaks(world):
+def test_the_picture_and_the_sound_so_far_are_fed_while_the_user_speaks(world):
     world.dialogue.settings = Settings(system_prompt="Be brief.")
     world.dialogue.ask("one")
     world.idle()
@@ -38,20 +37,21 @@ def test_the_picture_and_finished_windows_are_fed_while_the_user_speaks(world):
     began = world.clock.now()
     world.hear(1.0, 0.5)
     world.dialogue.see(picture(2))  # too late for this turn
-    world.hear(17.0, 0.5)
+    world.hear(10.5, 0.5)
     world.hear(0.7)
     world.idle()
     world.clock.sleep(1)
-    (at, *_), *windows = ahead = world.model.fed[1:-1]  # the last is of the history after the turn
-    assert at - began < 0.2 and [fed[1][:-1] for fed in ahead] == [history] * 3 and all(fed[2] for fed in ahead)
-    (onset,), (seen, first), (_, second) = fed_parts(world)[1:-1]
+    (at, *_), *seconds = ahead = world.model.fed[1:-1]  # the last is of the history after the turn
+    assert at - began < 0.2 and len(ahead) == 5 and all(done for _, _, done in ahead)
+    assert all(messages[:-1] == history for _, messages, _ in ahead)
+    (onset,), *parts = fed_parts(world)[1:-1]
     answered, said = world.model.requests[1].messages[-1]["content"]
-    assert answered["image"] is onset["image"] is seen["image"] and answered["image"][0, 0, 0] == 1
-    assert world.model.requests[1].messages[:-1] == history
-    for part, count, (at, *_) in zip((first, second), (1, 2), windows):
-        pcm = part["audio"]
-        assert pcm.size == count * WINDOW + LOOK_AHEAD and np.array_equal(pcm, said["audio"][: pcm.size])
-        assert at - began == pytest.approx(8 * count, abs=0.1)
+    assert "unfinished" not in said and world.model.requests[1].messages[:-1] == history
+    assert answered is onset and answered["image"][0, 0, 0] == 1
+    for (at, *_), (seen, heard), second in zip(seconds, parts, range(8, 12), strict=True):
+        pcm = heard["audio"]
+        assert seen is onset and heard["unfinished"] and np.array_equal(pcm, said["audio"][: pcm.size])
+        assert 0 < pcm.size - second * SAMPLE_RATE <= 2 * FRAME and at - began == pytest.approx(second, abs=0.1)
     assert fed_parts(world)[-1] == []
 
 
@@ -107,7 +107,7 @@ def test_words_typed_meanwhile_do_not_lose_what_is_being_said(world):
     world.dialogue.see(picture(1))
     world.hear(1.0, 0.5)
     world.dialogue.ask("One moment.")
-    world.hear(7.5, 0.5)
+    world.hear(8.5, 0.5)
     assert [part["type"] for part in fed_parts(world)[-1]] == ["image", "audio"]
     assert [message["role"] for message in world.model.fed[-1][1]] == ["user", "assistant", "user"]
     world.hear(0.7)
@@ -142,7 +142,7 @@ def test_a_picture_is_decoded_once(world):
         return picture(1)
 
     world.dialogue.see(decode)
-    world.say(9.0)
+    world.say(10.0)
     world.idle()
     assert len(decoded) == 1 and decoded[0] < 0.3
 
@@ -152,7 +152,7 @@ def test_a_picture_that_cannot_be_decoded_is_told_once(world):
         raise InputError("half a JPEG")
 
     world.dialogue.see(broken)
-    world.say(9.0)
+    world.say(8.5)
     world.idle()
     world.clock.sleep(1)
     assert [what for _, *what in world.face.of("bad")] == [["camera", "half a JPEG"]]
@@ -166,7 +166,7 @@ def test_what_is_fed_is_as_short_as_the_turn_will_be():
         world.dialogue.ask(f"question {number}")
         world.idle()
     world.dialogue.see(picture(1))
-    world.say(9.0)
+    world.say(8.5)
     world.idle()
     assert len(world.model.requests[-1].messages) == 5
     fed = [messages for _, messages, _ in world.model.fed if messages[-1]["role"] == "user"]

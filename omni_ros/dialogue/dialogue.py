@@ -130,7 +130,7 @@ class Dialogue:
             on_start=self._on_speech_start,
             on_pause=self._on_speech_pause,
             on_goes_on=self._on_speech_goes_on,
-            on_window=self._on_speech_window,
+            on_so_far=self._on_speech_so_far,
             on_end=self._on_speech_end,
             on_bad=lambda error: face.bad_input("audio", error),
             on_lost=face.sound_stopped,
@@ -240,7 +240,7 @@ class Dialogue:
         self._face.user_speaking(True)
         if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
             self._worker.interrupt()
-        self._worker.prepare(self._spoken(None))
+        self._worker.prepare(self._spoken(None, unfinished=True))
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
@@ -249,9 +249,9 @@ class Dialogue:
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
 
-    def _on_speech_window(self, pcm: Pcm) -> None:
+    def _on_speech_so_far(self, pcm: Pcm) -> None:
         """So much was said by now; the user goes on."""
-        self._worker.prepare(self._spoken(pcm))
+        self._worker.prepare(self._spoken(pcm, unfinished=True))
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
@@ -266,11 +266,11 @@ class Dialogue:
             self._worker.submit(turn, preempt=self.settings.preempt)
             self._tell_state()
 
-    def _spoken(self, pcm: Pcm | None) -> UserTurn:
+    def _spoken(self, pcm: Pcm | None, unfinished: bool = False) -> UserTurn:
         """A turn by voice as far as it was said, with what the camera showed when it began; if that was nothing, with what it
         shows now."""
         self._seen = self._seen or self._look()
-        said = None if pcm is None else {"type": "audio", "audio": pcm}
+        said = None if pcm is None else {"type": "audio", "audio": pcm, **({"unfinished": True} if unfinished else {})}
         return UserTurn(said, self._seen, closed_at=self._clock.now())
 
     def _forget_spoken(self) -> None:

@@ -7,10 +7,10 @@ from math import ceil
 import numpy as np
 
 from omni_ros.errors import InputError
-from omni_ros.preprocess.audio import LOOK_AHEAD, SAMPLE_RATE
 
+SAMPLE_RATE = 16000
 FRAME = 512  # samples: the only size that Silero VAD takes, and short enough for a 0.13 s speech start
-WINDOW = 8 * SAMPLE_RATE  # samples of an attention window of the audio encoder: what has been said of it can be computed
+LONG = 8  # seconds: a window of the audio encoder. Of an utterance that has grown longer a part can be computed
 VADS = ("auto", "energy", "silero")
 
 
@@ -33,9 +33,9 @@ class SpeechGoesOn:
 
 @dataclass(frozen=True)
 class SpeechSoFar:
-    """The utterance has grown by another window of the audio encoder, and goes on: its windows until now."""
+    """The utterance is LONG, or has grown by another second since, and goes on."""
 
-    pcm: np.ndarray  # float32 [n * WINDOW + LOOK_AHEAD], 16 kHz mono
+    pcm: np.ndarray  # float32 [n], 16 kHz mono: what was said until now, pre-roll included
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Endpointer:
         self._voiced = self._silent = 0  # frames in a row
         self._utterance: list[np.ndarray] = []
         self._paused: SpeechPause | None = None  # that the user has not gone on after
-        self._windows = 0  # of the utterance that were told
+        self._told = LONG - 1  # seconds of the utterance
 
     def feed(self, pcm: np.ndarray) -> list[SpeechEvent]:
         """Take float32 [n] in [-1, 1], any n, and return what happened in it, in order."""
@@ -215,9 +215,11 @@ class Endpointer:
             events.append(self._paused)
         if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames:
             events.append(self._end())
-        elif not self._paused and len(self._utterance) * FRAME >= (self._windows + 1) * WINDOW + LOOK_AHEAD:
-            self._windows += 1
-            events.append(SpeechSoFar(np.concatenate(self._utterance)[: self._windows * WINDOW + LOOK_AHEAD]))
+        elif not self._paused and (seconds := (len(self._utterance) - 1) * FRAME // SAMPLE_RATE) > self._told:
+            self._told = (
+                seconds  # and one frame more, since what is computed of these seconds depends on the samples next to them
+            )
+            events.append(SpeechSoFar(np.concatenate(self._utterance)))
         return events
 
     def _end(self) -> SpeechEnd:

@@ -38,7 +38,7 @@ class Listener:
         on_start: Callable[[], None],
         on_pause: Callable[[Pcm], None],  # the utterance may be over
         on_goes_on: Callable[[], None],  # it was not
-        on_window: Callable[[Pcm], None],  # so much was said by now, and the utterance goes on
+        on_so_far: Callable[[Pcm], None],  # of a long one with every second: what was said by now
         on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
         on_bad: Callable[[InputError], None],
         on_lost: Callable[[float, bool], None],  # no sound for so many seconds inside an utterance; it is dropped
@@ -51,7 +51,7 @@ class Listener:
         self._on_start = on_start
         self._on_pause = on_pause
         self._on_goes_on = on_goes_on
-        self._on_window = on_window
+        self._on_so_far = on_so_far
         self._on_end = on_end
         self._on_bad = on_bad
         self._on_lost = on_lost
@@ -141,7 +141,7 @@ class Listener:
             case SpeechGoesOn():
                 self._on_goes_on()
             case SpeechSoFar(pcm):
-                self._on_window(pcm)
+                self._on_so_far(pcm)
             case SpeechEnd(pcm):
                 self._on_end(pcm)
 

@@ -83,7 +83,9 @@ class Conversation:
 
     def feed(self, messages: list[dict[str, Any]], special_tokens: bool = True) -> None:
         """Compute ahead of the next turn what is known of it: its history, or an open user message whose parts so far are
-        final. The turn gives the same tokens and codes as without. Returns early when cancelled; raises as `generate`."""
+        final, but for sound that is {"unfinished": True}: of that only the rows are computed that later sound cannot change,
+        unless it is louder. The turn gives the same tokens and codes as without. Returns early when cancelled; raises as
+        `generate`."""
         with self._alone():
             try:
                 check = checker(self._cancelled)  # a cancel() since the last turn, when this was about to begin, counts
@@ -151,8 +153,9 @@ class Conversation:
         return prompt
 
     def keep(self, prompt: Prompt) -> int:
-        """Drop the rows that `prompt` does not begin with; returns how many stay. One of its rows is always left to read."""
-        n = min(self.thinker_state.length, len(prompt) - 1)
+        """Drop the rows that `prompt` does not begin with; returns how many stay. Where an answer is to follow, one row is always
+        left to read."""
+        n = min(self.thinker_state.length, len(prompt) - (prompt.assistant_start >= 0))
         differs = np.flatnonzero(self._keys[:n] != prompt.keys[:n])
         common = int(differs[0]) if len(differs) else n
         common = _shorten(self.thinker_state, common)

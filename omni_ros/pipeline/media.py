@@ -17,7 +17,7 @@ from omni_ros.preprocess.image import VisionConfig, image_patches
 from omni_ros.preprocess.video import load_video, video_patches
 
 AXES = {"audio": ("samples",), "image": ("height", "width", "RGB"), "video": ("frames", "height", "width", "RGB")}
-OPTIONS = ("fps", "max_pixels")  # of a part, beside its value
+OPTIONS = ("fps", "max_pixels", "unfinished")  # of a part, beside its value
 VIDEO_FPS = 2.0  # frames kept per second of video, as Qwen's own examples do
 
 
@@ -73,7 +73,9 @@ class MediaReader:
             if media.kind == kind and media.options == options and _same(media.source, source):
                 return media
         if kind == "audio":
-            return Media(kind, source, options, self._windows(self._mel(part["audio"], max_tokens), known, serials))
+            pieces = self._windows(self._mel(part["audio"], max_tokens), known, serials)
+            # More sound will come: of the last window, or its last frame, the mel is not final yet.
+            return Media(kind, source, options, pieces[:-1] if part.get("unfinished") else pieces)
         self._encoder(self.visual, "pictures", "visual")
         value, seconds = part[kind], 0.0
         if kind == "image":
@@ -174,6 +176,7 @@ def media_parts(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any
 
 def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
     value, fps, pixels = part[kind], part.get("fps", VIDEO_FPS), part.get("max_pixels")
+    unfinished = part.get("unfinished", False)
     if not isinstance(value, (str, Path, np.ndarray)):
         raise InputError(f"{where}.{kind} must be a file or an array, got {type(value).__name__}")
     if isinstance(value, np.ndarray) and value.ndim != len(AXES[kind]):
@@ -182,6 +185,8 @@ def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
         raise InputError(f"{where}.fps = {fps!r} must be a number above 0")
     if pixels is not None and (isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1):
         raise InputError(f"{where}.max_pixels = {pixels!r} must be a whole number above 0")
+    if not isinstance(unfinished, bool):
+        raise InputError(f"{where}.unfinished = {unfinished!r} must be true or false")
 
 
 def texts(messages: list[dict[str, Any]]) -> Iterator[str]:

@@ -21,7 +21,6 @@ MAX_CHANNELS = 64  # FFmpeg's PCM decoders take no more
 MAX_SECONDS = 2400.0  # 40 minutes, the longest sound the model was made for
 MAX_LEVEL = 100.0  # full scale is 1: samples of this size are integers that nobody scaled, or no sound
 BLOCK = 800  # frames: 8 s at a time, so that the memory of long recordings stays small
-LOOK_AHEAD = N_FFT // 2 - HOP  # samples behind a frame's own 10 ms that it depends on
 
 
 def load_audio(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
@@ -113,7 +112,7 @@ def log_mel(pcm: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)  # what somebody says is asked for again and again while it becomes longer
 def _log_mel_block(samples: bytes) -> np.ndarray:
-    """float32 [400 + 160 (n - 1)] -> float32 [128, n], before anything is known of the rest of the clip. Not to be written into."""
+    """float32 [400 + 160 (n - 1)] -> float32 [128, n], whatever else is in the clip. Not to be written into."""
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(samples, np.float32), N_FFT)[::HOP]  # [n, 400]
     hann = np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the transform below
     power = np.abs(np.fft.rfft(windows * hann)) ** 2  # [n, 201]
