@@ -56,6 +56,7 @@ def test_the_picture_and_the_sound_so_far_are_fed_while_the_user_speaks(world):
 
 
 def test_the_end_of_the_turn_does_not_wait_for_what_is_fed(world):
+    world.dialogue.settings = Settings(eager=False)
     world.model.feeding = 5.0
     world.dialogue.see(picture(1))
     world.say(1.0)

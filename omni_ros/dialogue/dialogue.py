@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from omni_ros.dialogue.barge_in import BargeIn
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.listener import Listener, Pcm
 from omni_ros.dialogue.speech_pacer import SpeechPacer
-from omni_ros.dialogue.turn import Outcome, UserTurn
+from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn
 from omni_ros.dialogue.turn_worker import TurnWorker
 from omni_ros.errors import InputError
 
@@ -30,7 +31,6 @@ ECHO_TAIL = 0.2  # seconds
 AT_EXIT = 2.0  # seconds that the model is given when a program ends without close()
 
 Picture = np.ndarray  # uint8 RGB [H, W, 3]
-Look = Callable[[], dict[str, Any] | None]  # decodes what was seen to an image part; None where that cannot be done
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Settings:
     """What may be changed between two turns."""
 
     system_prompt: str = ""
-    preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
+    preempt: bool = True  # a new turn stops the answer in progress, a spoken one while it is said
+    barge_in_seconds: float = 0.6  # of voice from which it does; shorter words into an answer are back-channels
+    eager: bool = True  # begin to answer at the first pause, in case that the user has finished
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
     use_camera: bool = True  # a picture goes with each turn: the newest when the user begins to speak, or has typed
     image_max_age: float = 1.0  # seconds since its arrival by then
@@ -58,6 +60,12 @@ class Face:
 
     def speech(self, pcm: np.ndarray) -> None:
         """To be played now: float32 [n] in -1..1 at 24 kHz."""
+
+    def gain(self, gain: float) -> bool:
+        """The loudness of all speech from now on, of what waits in the loudspeaker, too: 1, less while the user may have begun
+        to speak, or 0: drop what waits and what still comes, until it is more than 0 again. Returns whether the loudspeaker
+        obeys; without one that does, speech ends at most `speech_lead` after it was stopped."""
+        return False
 
     def speaking(self, speaking: bool) -> None:
         """The speech of an answer begins to be played, or has been played or stopped."""
@@ -111,7 +119,9 @@ class Dialogue:
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
         self._seen: Look | None = None  # when the user began to speak
-        self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
+        self._pacer = SpeechPacer(
+            face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
+        )
         self._worker = TurnWorker(
             conversation,
             self._pacer,
@@ -125,9 +135,11 @@ class Dialogue:
             on_failure=face.failed,
             clock=clock,
         )
+        self._barge_in = BargeIn(self._pacer, lambda: self._worker.answer, self._worker.interrupt, clock)
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
+            on_voice=lambda seconds: self._barge_in.lasts(seconds, self.settings.barge_in_seconds),
             on_pause=self._on_speech_pause,
             on_goes_on=self._on_speech_goes_on,
             on_so_far=self._on_speech_so_far,
@@ -161,7 +173,7 @@ class Dialogue:
         """A typed turn. InputError when there is nothing in it."""
         if not text.strip():
             raise InputError("the text is empty")
-        self._submit(UserTurn({"type": "text", "text": text}, self._look(), closed_at=self._clock.now()))
+        self._submit(self._turn({"type": "text", "text": text}, self._look()))
 
     # ---- control ------------------------------------------------------------------------------------------------
 
@@ -189,6 +201,8 @@ class Dialogue:
         if self._listener.in_speech:
             self._face.user_speaking(False)
         self._listener.reset()
+        self._barge_in.forget()
+        self._worker.withdraw()
         self._forget_spoken()
         self._tell_state()
 
@@ -232,50 +246,60 @@ class Dialogue:
             "speech gaps": self._pacer.gaps,
             "picture age s": age,
             "answer remembered": self.history.last_answer,
+            "back-channels": self._barge_in.back_channels,
         }
 
     # ---- from the dialogue's threads ----------------------------------------------------------------------------
 
     def _on_speech_start(self) -> None:
         self._face.user_speaking(True)
-        if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
-            self._worker.interrupt()
-        self._worker.prepare(self._spoken(None, unfinished=True))
+        if self.settings.preempt:
+            self._barge_in.begins()
+        self._worker.prepare(self._glance(), None)
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
         """The user may have finished; if so, the end of speech brings this very array."""
+        self._barge_in.pauses()
+        if self.settings.eager and self._enabled and not self._barge_in.undecided:
+            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}, self._glance()))
 
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
+        self._barge_in.goes_on()
+        self._worker.withdraw()
 
     def _on_speech_so_far(self, pcm: Pcm) -> None:
         """So much was said by now; the user goes on."""
-        self._worker.prepare(self._spoken(pcm, unfinished=True))
+        self._worker.prepare(self._glance(), {"type": "audio", "audio": pcm, "unfinished": True})
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
-        turn = None if pcm is None else self._spoken(pcm)
+        is_turn = self._barge_in.ends(pcm is not None)
+        if not (is_turn and self._worker.confirm(pcm)):
+            self._worker.withdraw()
+            if is_turn and pcm is not None:
+                self._submit(self._turn({"type": "audio", "audio": pcm}, self._glance()))
         self._forget_spoken()
-        if turn is not None:
-            self._submit(turn)
         self._tell_state()
 
     def _submit(self, turn: UserTurn) -> None:
+        """Close a turn."""
         if self._enabled:
             self._worker.submit(turn, preempt=self.settings.preempt)
             self._tell_state()
 
-    def _spoken(self, pcm: Pcm | None, unfinished: bool = False) -> UserTurn:
-        """A turn by voice as far as it was said, with what the camera showed when it began; if that was nothing, with what it
-        shows now."""
+    def _turn(self, said: Part, picture: Look | None) -> UserTurn:
+        return UserTurn(said, picture, closed_at=self._clock.now())
+
+    def _glance(self) -> Look | None:
+        """What the camera showed when the user began to speak; if that was nothing, what it shows now."""
         self._seen = self._seen or self._look()
-        said = None if pcm is None else {"type": "audio", "audio": pcm, **({"unfinished": True} if unfinished else {})}
-        return UserTurn(said, self._seen, closed_at=self._clock.now())
+        return self._seen
 
     def _forget_spoken(self) -> None:
         self._seen = None
-        self._worker.prepare(None)
+        self._worker.prepare(None, None)
 
     def _look(self) -> Look | None:
         """What the camera shows now; None without a picture that is young enough."""
@@ -285,7 +309,7 @@ class Dialogue:
             return None
 
         @functools.cache  # a conversation knows a picture by its being the same array
-        def look() -> dict[str, Any] | None:
+        def look() -> Part | None:
             try:
                 return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
             except InputError as error:  # the words are worth an answer alone

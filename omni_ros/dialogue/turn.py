@@ -6,23 +6,23 @@ from typing import Any
 
 from omni_ros.errors import OmniError
 
+Part = dict[str, Any]  # of a message
+Look = Callable[[], Part | None]  # decodes what was seen to an image part; None where that cannot be done
+
 
 @dataclass
 class UserTurn:
     """One user turn. `picture` is called on the worker's thread: decoding is too slow for whoever brings the turn."""
 
-    said: dict[str, Any] | None  # a text or audio part; while the user still speaks what was said so far, if anything
-    picture: Callable[[], dict[str, Any] | None] | None  # makes an image part, if it can
+    said: Part  # a text or audio part
+    picture: Look | None
     closed_at: float  # when the user had finished
+    opened_at: float | None = None  # when its answer was begun, if that was before
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
+    open: bool = False  # the user may go on: nothing is told of it yet
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
-
-    def content(self) -> list[dict[str, Any]]:
-        """The parts of the user's message."""
-        parts = (self.picture and self.picture(), self.said)
-        return [part for part in parts if part is not None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Outcome:
     first_text: float | None = None
     first_audio: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)  # the pipeline's
+
+
+def content(picture: Look | None, said: Part | None) -> list[Part]:
+    """The parts of the user's message."""
+    return [part for part in (picture and picture(), said) if part is not None]
 
 
 def describe(error: Exception) -> str:

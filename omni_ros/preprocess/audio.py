@@ -101,32 +101,38 @@ def log_mel(pcm: np.ndarray) -> np.ndarray:
             f"audio of {pcm.size} samples is {'empty' if pcm.size == 0 else 'too short'}: "
             f"at least {MIN_SAMPLES} at {SAMPLE_RATE} Hz are needed"
         )
+    return whisper_mel(pcm)
+
+
+def whisper_mel(pcm: np.ndarray, bins: int = MEL_BINS) -> np.ndarray:
+    """Whisper's log-mel without a look at the samples: float [n], n > 200 -> float32 [bins, n // 160]."""
     centred = np.pad(pcm, N_FFT // 2, mode="reflect")
-    mel = np.empty((MEL_BINS, pcm.size // HOP), np.float32)  # whisper drops the last frame, whose centre is the end of the clip
+    mel = np.empty((bins, pcm.size // HOP), np.float32)  # whisper drops the last frame, whose centre is the end of the clip
     for start in range(0, mel.shape[1], BLOCK):
         stop = min(start + BLOCK, mel.shape[1])
-        mel[:, start:stop] = _log_mel_block(centred[start * HOP : (stop - 1) * HOP + N_FFT].tobytes())
+        samples = centred[start * HOP : (stop - 1) * HOP + N_FFT].astype(np.float32, copy=False)
+        mel[:, start:stop] = _log_mel_block(samples.tobytes(), bins)
     np.maximum(mel, mel.max() - 8, out=mel)  # 80 dB below the loudest
     return (mel + 4) / 4
 
 
 @functools.lru_cache(maxsize=8)  # what somebody says is asked for again and again while it becomes longer
-def _log_mel_block(samples: bytes) -> np.ndarray:
-    """float32 [400 + 160 (n - 1)] -> float32 [128, n], whatever else is in the clip. Not to be written into."""
+def _log_mel_block(samples: bytes, bins: int) -> np.ndarray:
+    """float32 [400 + 160 (n - 1)] -> float32 [bins, n], whatever else is in the clip. Not to be written into."""
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(samples, np.float32), N_FFT)[::HOP]  # [n, 400]
     hann = np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the transform below
     power = np.abs(np.fft.rfft(windows * hann)) ** 2  # [n, 201]
-    mel = (mel_filters().T @ power.T).astype(np.float32)
+    mel = (mel_filters(bins).T @ power.T).astype(np.float32)
     return np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
 
 
 @functools.cache
-def mel_filters() -> np.ndarray:
-    """Slaney-style triangular filters float64 [201, 128] for 0..8000 Hz, each of equal area (librosa's default)."""
-    edges = _mel_to_hertz(np.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), MEL_BINS + 2))
-    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
+def mel_filters(bins: int = MEL_BINS) -> np.ndarray:
+    """Slaney-style triangular filters float64 [201, bins] for 0..8000 Hz, each of equal area (librosa's default)."""
+    edges = _mel_to_hertz(np.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), bins + 2))
+    hertz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
+    rising = (hertz - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - hertz) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))
 
 
