@@ -66,6 +66,20 @@ def test_the_end_of_the_turn_does_not_wait_for_what_is_fed(world):
     assert world.face.of("text")[0][0] - ended == pytest.approx(PREFILL, abs=0.01)
 
 
+def test_an_answer_begun_at_a_pause_sees_the_same_picture_and_feeding_goes_on_after_it(world):
+    world.dialogue.see(picture(1))
+    world.hear(2.0, 0.5)
+    world.dialogue.see(picture(2))
+    world.hear(0.3)
+    world.hear(6.5, 0.5)
+    assert len(world.model.requests) == 1  # and nothing was told of it
+    assert [[part["type"] for part in parts] for parts in fed_parts(world)] == [["image"], ["image", "audio"]]
+    world.hear(0.7)
+    world.idle()
+    pictures = [request.messages[-1]["content"][0] for request in world.model.requests] + [parts[0] for parts in fed_parts(world)]
+    assert len(pictures) == 4 and all(seen is pictures[0] for seen in pictures) and pictures[0]["image"][0, 0, 0] == 1
+
+
 def test_feeding_waits_for_the_interrupted_answer_to_stop(world):
     world.dialogue.ask("Tell me a story.")
     world.until(lambda: world.face.of("speech"))

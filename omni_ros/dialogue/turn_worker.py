@@ -102,7 +102,7 @@ class TurnWorker:
             self._on_outcome(Outcome("dropped"))
 
     def prepare(self, picture: Look | None, said: Part | None) -> None:
-        """Compute what is known of the turn that the user is speaking, once no answer is in progress; without both it is no turn."""
+        """Compute what is known of the turn that the user is speaking, once no answer is in progress. Neither: no turn."""
         with self._changed:
             self._spoken = picture, said
             if picture or said:
