@@ -92,7 +92,7 @@ class MediaReader:
         samples: a louder sound later in a clip raises the floor of all its mel."""
         of_digest = {piece.digest: piece for media in known if media.kind == "audio" for piece in media.pieces}
         pieces = []
-        for window, tokens in self.audio.windows(mel):
+        for window, tokens in self._encoder(self.audio, "sound", "audio").windows(mel):
             digest = hashlib.sha256(f"{window.shape} {tokens}".encode() + window.tobytes()).digest()
             pieces.append(of_digest.setdefault(digest, Piece(next(serials), tokens, window, digest)))
         return pieces
