@@ -290,7 +290,9 @@ class Dialogue:
             self._tell_state()
 
     def _turn(self, said: Part, picture: Look | None) -> UserTurn:
-        return UserTurn(said, picture, closed_at=self._clock.now())
+        now = self._clock.now()
+        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
+        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until)
 
     def _glance(self) -> Look | None:
         """What the camera showed when the user began to speak; if that was nothing, what it shows now."""
