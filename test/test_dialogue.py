@@ -13,7 +13,7 @@ from simulated_speaker import SimulatedSpeaker
 from omni_ros.dialogue.dialogue import Dialogue, Face, Settings
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.heard import TOKENS_PER_SECOND
-from omni_ros.errors import EngineError, InputError
+from omni_ros.errors import EngineError, InputError, RunawayError
 
 ANSWERS = [
     "the first answer is not a long one but it takes a while to say",
@@ -411,6 +411,49 @@ def test_a_failed_turn_is_told_and_leaves_the_history_alone(world):
     world.dialogue.ask("Hello?")
     world.idle()
     assert world.face.of("state")[-1][1] == "idle"
+
+
+def test_a_runaway_answer_ends_at_once_and_what_was_good_of_it_is_remembered():
+    world = World(["one two three four five six " + "ha " * 40])
+    world.model.fault, world.model.fault_after = RunawayError("it does not go on", repeated=30), 40
+    world.dialogue.ask("Count.")
+    world.idle()
+    assert world.face.of("outcome")[0][1:] == ("error", "none", "it does not go on")
+    assert world.face.of("state")[-1][1] == "error"
+    assert [text for _, text in world.face.of("response")] == ["one two three four five six " + "ha " * 34]
+    ended = world.face.of("outcome")[0][0]
+    assert all(at <= ended for at, *_ in world.face.of("speech"))
+    question, kept = world.remembered()
+    assert question == "user: Count." and kept.startswith("assistant: one two") and kept.count("ha") <= 4
+    world.dialogue.ask("And now?")
+    world.idle()
+    assert world.face.of("state")[-1][1] == "idle" and len(world.remembered()) == 4
+    world.close()
+
+
+def test_a_runaway_answer_without_speech_is_remembered_up_to_where_it_only_repeats():
+    world = World(["one two three four five six " + "ha " * 40])
+    world.dialogue.settings = Settings(generation={"audio_output": False})
+    world.model.fault, world.model.fault_after = RunawayError("it does not go on", repeated=30), 40
+    world.dialogue.ask("Count.")
+    world.idle()
+    assert world.remembered() == ["user: Count.", "assistant: one two three four five six ha ha ha ha—"]
+    world.close()
+
+
+def test_an_empty_answer_ends_like_any_other():
+    world = World(["", "a word"])
+    world.dialogue.ask("Hello?")
+    world.idle()
+    assert world.face.of("outcome")[0][1:] == ("stop", "none", "")
+    assert [text for _, text in world.face.of("response")] == [""]
+    assert world.face.of("speech") == [] and world.face.of("text") == []
+    assert world.face.of("state")[-1][1] == "idle"
+    world.dialogue.ask("Are you there?")
+    world.idle()
+    assert [text for _, text in world.face.of("response")] == ["", "a word"]
+    assert world.remembered()[-2:] == ["user: Are you there?", "assistant: a word"]
+    world.close()
 
 
 def test_the_history_is_computed_ahead_and_a_new_turn_does_not_wait_for_it(world):

@@ -10,7 +10,7 @@ from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
-from omni_ros.errors import PromptTooLongError
+from omni_ros.errors import PromptTooLongError, RunawayError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
 
 
@@ -22,6 +22,7 @@ class _Progress:
     answer: Answer = field(default_factory=Answer)
     first_text: float | None = None
     first_audio: float | None = None
+    ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
 
 
 class TurnWorker:
@@ -257,8 +258,8 @@ class TurnWorker:
             turn.answered = True
             self._on_outcome(outcome)
             heard = self._speech.end(turn.response)
-            if not outcome.error:
-                self._remember(turn, progress.content, progress.answer, heard)
+            if not outcome.error or progress.ran_away:
+                self._remember(turn, progress, heard)
         finally:
             turn.answered = True
             self._speech.cancel()  # nothing is left of it unless something above went wrong
@@ -267,15 +268,16 @@ class TurnWorker:
                 self._changed.notify_all()
             self._on_change()
 
-    def _remember(self, turn: UserTurn, content: list[dict[str, Any]], answer: Answer, heard: int) -> None:
+    def _remember(self, turn: UserTurn, progress: _Progress, heard: int) -> None:
+        content, answer, interrupted = progress.content, progress.answer, turn.cancelled or progress.ran_away
         if answer.whole and answer.samples and not turn.cancelled:
             spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
             self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
         with self._changed:
             if turn.forgotten:
                 return
-            words = answer.heard(heard, self._tokens_per_second) if turn.cancelled else answer.text
-            if turn.cancelled and not (answer.whole and words == answer.text.rstrip()):
+            words = answer.heard(heard, self._tokens_per_second) if interrupted else answer.text
+            if interrupted and not (answer.whole and words == answer.text.rstrip()):
                 self._history.add_interrupted(content, words)
             else:
                 self._history.add(content, answer.text)
@@ -288,7 +290,16 @@ class TurnWorker:
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
-            return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
+            if isinstance(error, RunawayError):
+                progress.ran_away = True
+                answer.drop_last(error.repeated)
+            return Outcome(
+                "error",
+                text=answer.text,
+                error=describe(error),
+                first_text=progress.first_text,
+                first_audio=progress.first_audio,
+            )
         if finished is None:
             return Outcome("cancelled")
         answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")

@@ -94,6 +94,8 @@ GENERATION = (
     Parameter("seed", -1, "of the sampling, -1: different every time", -1, 2**31 - 1),
     Parameter("first_chunk_frames", 1, "codec frames in each of an answer's first two pieces of speech ...", 1, 1000),
     Parameter("chunk_frames", 8, "... and in its later ones: fewer is sooner, more is cheaper", 1, 1000),
+    Parameter("runaway_limit", 100, "tokens, or codec frames of 80 ms, of mere repetition, silence or speech beyond a second a "
+              "token that end an answer with an error; 0: no limit", 0, 100000),
 )  # fmt: skip
 
 SECTIONS = {**NODE, "answer": GENERATION}
