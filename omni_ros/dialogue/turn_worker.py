@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
+from omni_ros.dialogue.heard import TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
@@ -270,8 +270,8 @@ class TurnWorker:
 
     def _remember(self, turn: UserTurn, progress: _Progress, heard: int) -> None:
         content, answer, interrupted = progress.content, progress.answer, turn.cancelled or progress.ran_away
-        if answer.whole and answer.samples and not turn.cancelled:
-            spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
+        if answer.whole and not turn.cancelled and (voice := answer.voice(answer.samples)):
+            spoken = sum(count for _, count in answer.pieces) / voice
             self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
         with self._changed:
             if turn.forgotten:
@@ -357,6 +357,6 @@ class TurnWorker:
                     self._on_response(event.text)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = since if progress.first_audio is None else progress.first_audio
-                    progress.answer.samples += event.pcm.size
+                    progress.answer.hear(event.pcm)
                     self._speech.push(turn.response, event.pcm)
         return finished
