@@ -194,6 +194,22 @@ def test_the_history_is_computed_ahead_although_an_answer_was_withdrawn(world):
     world.idle()
 
 
+def test_a_withdrawn_answer_that_had_no_room_for_the_history_leaves_it_alone():
+    world = by_turn(World(room=3))
+    for question in ("one", "two"):
+        world.dialogue.ask(question)
+        world.idle()
+    before = world.remembered()
+    assert len(before) == 4
+    world.hear(1.0, 0.5)
+    world.hear(PAUSE + PREFILL)
+    assert len(world.model.requests[-1].messages) == 3  # without the oldest exchange
+    world.dialogue.stop_listening()
+    world.clock.sleep(1)
+    assert world.remembered() == before
+    world.close()
+
+
 def test_close_in_a_pause():
     world = in_a_pause(World())
     world.close()
