@@ -124,9 +124,9 @@ def whisper_mel(pcm: np.ndarray, bins: int = MEL_BINS) -> np.ndarray:
 def mel_filters(bins: int = MEL_BINS) -> np.ndarray:
     """Slaney-style triangular filters float64 [201, bins] for 0..8000 Hz, each of equal area (librosa's default)."""
     edges = _mel_to_hertz(np.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), bins + 2))
-    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
+    hertz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
+    rising = (hertz - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - hertz) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))
 
 
