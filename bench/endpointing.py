@@ -16,13 +16,13 @@ from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE, Endpointer, SileroVad
 from omni_ros.dialogue.smart_turn import SmartTurn
 
 METHOD = """\
-{utterances} utterances of {voices} synthetic voices ({names}).
-Where a sentence has a pause for thought it is 0.3, 0.5, 0.8 or 1.2 s long. Peaks are at -6, -15, -25 and -35 dBFS; noise is
-white, pink or a fan's, its SNR over the whole speech. A word is heard when all its samples are in an utterance that was cut; words share the time of their phrase by letters. The end of a turn, clean and at
-20 dB SNR, is counted from the last sample of speech, the detector's own CPU time included. A cut-in is a turn that ended in a
-pause. These voices say a comma nearly as they say the end of a sentence, and Smart Turn, which listens to the melody, tells the
-two apart little better than chance: their cut-ins are no estimate of a person's. Of people (Debian's pocketsphinx-testdata) only
-complete sentences are at hand."""
+{utterances} utterances of {voices} synthetic voices ({names}). Where a sentence has a pause for thought it is 0.3, 0.5,
+0.8 or 1.2 s long. Peaks are at -6, -15, -25 and -35 dBFS; noise is white, pink or a fan's, its SNR over the whole
+speech. A word is heard when all its samples are in an utterance that was cut; words share the time of their phrase by
+letters. The end of a turn, clean and at 20 dB SNR, is counted from the last sample of speech, the detector's own CPU
+time included. A cut-in is a turn that ended in a pause. These voices say a comma nearly as they say the end of a
+sentence, and Smart Turn, which listens to the melody, tells the two apart little better than chance: their cut-ins are
+no estimate of a person's. Of people (Debian's pocketsphinx-testdata) only complete sentences are at hand."""
 LEVELS = (-6, -15, -25, -35)  # dBFS, of the loudest sample
 PAUSES = (0.3, 0.5, 0.8, 1.2)  # seconds
 CONDITIONS = {"clean": None, "20 dB SNR": 20, "10 dB SNR": 10, "5 dB SNR": 5}
