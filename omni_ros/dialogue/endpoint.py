@@ -116,6 +116,7 @@ class Endpointer:
     HYSTERESIS = 0.15
     # The longer the silence, the less it needs: seconds of it (the first is the pause itself), and how sure is sure.
     SURE = ((0.0, 0.9), (0.8, 0.5))
+    _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
     def __init__(
         self,
@@ -148,8 +149,18 @@ class Endpointer:
         return self._in_speech
 
     @property
+    def voiced_seconds(self) -> float:
+        """Of the utterance in progress."""
+        return self._voiced_frames * FRAME / SAMPLE_RATE
+
+    @property
     def vad_name(self) -> str:
         return self._vad.name
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last voice in the utterance in progress, or that were so at the end of the last one."""
+        return (self._silent if self._in_speech else self._silent_at_end) * FRAME / SAMPLE_RATE
 
     def reset(self) -> None:
         """Forget the utterance in progress and the noise floor, as after a gap in the stream."""
@@ -159,8 +170,10 @@ class Endpointer:
         self._idle()
 
     def _idle(self) -> None:
+        self._silent_at_end = self._silent
         self._in_speech = False
         self._voiced = self._silent = 0  # frames in a row
+        self._voiced_frames = 0  # of the utterance
         self._utterance: list[np.ndarray] = []
         self._paused: SpeechPause | None = None  # that the user has not gone on after
 
@@ -201,11 +214,13 @@ class Endpointer:
             if self._voiced < self._start_frames:
                 return []
             self._in_speech = True
+            self._voiced_frames = self._voiced
             self._utterance = list(self._recent)
             self._recent.clear()
             return [SpeechStart()]
         self._utterance.append(frame)
         self._silent = self._silent + 1 if probability < self._threshold - self.HYSTERESIS else 0
+        self._voiced_frames += self._silent == 0
         events: list[SpeechEvent] = []
         if self._silent == 0 and self._paused:
             self._paused = None

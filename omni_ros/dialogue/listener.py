@@ -6,10 +6,17 @@ from collections.abc import Callable
 import numpy as np
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechEvent, SpeechGoesOn, SpeechPause, SpeechStart
+from omni_ros.dialogue.endpoint import (
+    FRAME,
+    SAMPLE_RATE,
+    Endpointer,
+    SpeechEnd,
+    SpeechEvent,
+    SpeechGoesOn,
+    SpeechPause,
+    SpeechStart,
+)
 from omni_ros.errors import InputError
-
-SLICE = SAMPLE_RATE // 2  # samples between two looks at whether anybody still wants to know
 
 MOST_WAITING = 64 << 20  # bytes of sound that may wait to be listened to: half an hour of a microphone
 
@@ -27,6 +34,7 @@ class Listener:
         endpointer: Endpointer,
         *,
         on_start: Callable[[], None],
+        on_voice: Callable[[float], None],  # inside an utterance, with every frame: its seconds of voice so far
         on_pause: Callable[[Pcm], None],  # the utterance may be over
         on_goes_on: Callable[[], None],  # it was not
         on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
@@ -39,6 +47,7 @@ class Listener:
     ) -> None:
         self._endpointer = endpointer
         self._on_start = on_start
+        self._on_voice = on_voice
         self._on_pause = on_pause
         self._on_goes_on = on_goes_on
         self._on_end = on_end
@@ -48,6 +57,7 @@ class Listener:
         self._drop = drop
         self._clock = clock
         self.in_speech = False
+        self._soundless = 0.0  # seconds at the end of an utterance for which nothing came
         self._changed = clock.condition()  # guards all below
         self._arrived: deque[tuple[Callable[[], Pcm], int, bool]] = deque()
         self._arrived_bytes = 0
@@ -60,6 +70,11 @@ class Listener:
     @property
     def vad_name(self) -> str:
         return self._endpointer.vad_name
+
+    @property
+    def silence(self) -> float:
+        """For the callbacks: seconds since the last voice of the utterance that they are about."""
+        return self._endpointer.silence + self._soundless
 
     def hear(self, read: Callable[[], Pcm], size: int, muted: bool) -> None:
         """More of the stream: `read` makes the samples, on the listener's thread, or raises InputError; `size` is how many
@@ -113,11 +128,15 @@ class Listener:
             return
         with self._changed:  # a driver that sends long pieces is silent for as long between them
             self._lost_at = self._clock.now() + self._timeout + pcm.size / SAMPLE_RATE
-        for start in range(0, pcm.size, SLICE):
-            piece = pcm[start : start + SLICE]
+        for start in range(
+            0, pcm.size, FRAME
+        ):  # as it would come from a microphone: what follows from a frame comes before the next
+            piece = pcm[start : start + FRAME]
             for event in self._endpointer.skip(piece.size) if muted else self._endpointer.feed(piece):
                 if self._still_wanted(in_speech=not isinstance(event, SpeechEnd)):
                     self._tell(event)
+            if self.in_speech:
+                self._on_voice(self._endpointer.voiced_seconds)
             if self._resets != self._applied_resets or self._closed:
                 return
 
@@ -136,7 +155,9 @@ class Listener:
         said = self._endpointer.close()
         if self._still_wanted(in_speech=False):
             self._on_lost(self._timeout, self._drop)
+            self._soundless = self._timeout
             self._on_end(None if self._drop else said.pcm)
+            self._soundless = 0.0
 
     def _still_wanted(self, in_speech: bool) -> bool:
         """Note what was heard, unless somebody has called reset() since."""
