@@ -159,8 +159,11 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
         ]
     details["false turns"] = false_turns(vad)
     rows.append(Row(f"of {3 * len(SOUNDS)} sounds that are no speech began a turn", len(details["false turns"]), "", ("<=", 0)))
-    hesitant = [bool(one.said.pauses) for name in streams if snr_is_usual(name) for one in streams[name]]
+    usual = [one.said for name in streams if snr_is_usual(name) for one in streams[name]]
+    hesitant = [bool(one.pauses) for one in usual]
     rows += ends("smart", smart, hesitant, goals=True) + ends("silence 0.55 s", silent, hesitant, goals=False)
+    if neural := [n for n, one in enumerate(usual) if one.voice.startswith("piper")]:
+        rows += ends("smart, the neural voice alone", [smart[n] for n in neural], [hesitant[n] for n in neural], goals=False)
     if people := recorded():
         cuts = [cut(stream(one, vad, -15, None, noises[n % 3], n), timed, **SMART) for n, one in enumerate(people)]
         rows += ends("smart, people's sentences", cuts, [False] * len(cuts), goals=False)

@@ -124,7 +124,7 @@ class Judge:
 
 
 def test_a_complete_utterance_ends_with_its_first_pause():
-    judge = Judge(0.95)
+    judge = Judge(0.96)
     events = run_all(np.concatenate([noise(1), speech(1), noise(1)]), turn_over=judge, end_seconds=2.0)
     assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
     (paused, pause), (ended, end) = events[1:]
@@ -132,7 +132,7 @@ def test_a_complete_utterance_ends_with_its_first_pause():
 
 
 def test_an_unfinished_utterance_is_waited_for():
-    judge = Judge(0.3, 0.95)
+    judge = Judge(0.3, 0.96)
     events = run_all(np.concatenate([noise(1), speech(1), noise(0.7), speech(1), noise(1)]), turn_over=judge, end_seconds=2.0)
     assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechGoesOn, SpeechPause, SpeechEnd]
     assert events[-1][0] < 4.0 and len(judge.heard) == 2
@@ -140,7 +140,7 @@ def test_an_unfinished_utterance_is_waited_for():
 
 @pytest.mark.parametrize("later,end", [(0.6, 2.8), (0.4, 4.0)])
 def test_who_is_unsure_asks_again_and_then_the_timer_decides(later, end):
-    judge = Judge(0.6, later)
+    judge = Judge(0.94, later)
     events = run_all(np.concatenate([noise(1), speech(1), noise(3)]), turn_over=judge, end_seconds=2.0)
     assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
     assert abs(events[-1][0] - end) < 0.15

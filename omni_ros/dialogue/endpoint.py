@@ -115,7 +115,7 @@ class Endpointer:
 
     HYSTERESIS = 0.15
     # The longer the silence, the less it needs: seconds of it (the first is the pause itself), and how sure is sure.
-    SURE = ((0.0, 0.9), (0.8, 0.5))
+    SURE = ((0.0, 0.95), (0.8, 0.5))
     _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
     def __init__(
