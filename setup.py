@@ -28,7 +28,14 @@ setup(
         (f"share/{NAME}/launch", glob("launch/*.py")),
         (f"share/{NAME}/config", glob("config/*.yaml") + glob("config/*.xml")),
     ],
-    entry_points={"console_scripts": ["omni = omni_ros.nodes.omni_node:main"]},
+    entry_points={
+        "console_scripts": [
+            "omni = omni_ros.nodes.omni_node:main",
+            "microphone = omni_ros.nodes.microphone_node:main",
+            "speaker = omni_ros.nodes.speaker_node:main",
+            "devices = omni_ros.devices.listing:main",
+        ]
+    },
     python_requires=">=3.10",
     zip_safe=False,
     # Lower bounds: NumPy as in Ubuntu 24.04; the rest is what the tests need and Python 3.10 still has wheels for.
@@ -59,6 +66,8 @@ setup(
             "ros-std-msgs==5.3.6",
             "ros-std-srvs==5.3.6",
         ],
+        # nodes microphone and speaker: PortAudio (on Debian and Ubuntu also libportaudio2), WebRTC's echo canceller
+        "devices": ["sounddevice>=0.4.6,<0.6", "pywebrtc-audio>=0.2,<0.3"],
         # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
         "quantize": [
             "torch==2.13.0",

@@ -39,14 +39,15 @@ class Echo:
                 noise_suppression=noise_suppression,
                 auto_gain_control=gain_control,
             )
+        self._filter = KalmanFilter()
         self._rng = np.random.default_rng(0)
         self._noise = 1e-3  # level of the room, RMS
         self._muted = 0  # frames to go
         self.learn()
 
     def learn(self) -> None:
-        """Begin anew: the loudspeaker is another one, or its delay has changed."""
-        self._filter = KalmanFilter()
+        """The loudspeaker may be another one, or its delay may have changed."""
+        self._filter.doubt()
         self._to_learn = round(LEARNING * RATE / FRAME)
 
     @property

@@ -25,9 +25,13 @@ class KalmanFilter:
         self._played: np.ndarray = np.zeros(2 * FRAME, np.float32)
         self._spectra: np.ndarray = np.zeros((PARTITIONS, bins), np.complex64)  # of the last PARTITIONS frames played
         self._path: np.ndarray = np.zeros((PARTITIONS, bins), np.complex64)
-        decay = np.exp(-np.arange(PARTITIONS, dtype=np.float32) / DECAY)
-        self._uncertain: np.ndarray = np.tile(FIRST * decay[:, None], (1, bins)).astype(np.float32)  # variance of _path
         self._noise: np.ndarray = np.full(bins, 1e-3, np.float32)  # power of what is not echo
+        self.doubt()
+
+    def doubt(self) -> None:
+        """The echo's path may be another one from now on: learn as fast as at the beginning."""
+        decay = np.exp(-np.arange(PARTITIONS, dtype=np.float32) / DECAY)
+        self._uncertain: np.ndarray = np.tile(FIRST * decay[:, None], (1, FRAME + 1))  # variance of _path
 
     def __call__(self, near: np.ndarray, far: np.ndarray) -> np.ndarray:
         self._played = np.concatenate([self._played[FRAME:], far])

@@ -13,7 +13,7 @@ from omni_ros.errors import DeviceError
 
 BLOCK = RATE // 50  # samples: 20 ms, taken from the queue at once: what comes later is played later
 SHORTEST = 0.002  # seconds between two looks at the device
-STALLED = 1.0  # seconds after which a device that takes nothing is lost
+STALLED = 2.0  # seconds after which a device that takes nothing is lost
 CLOSE_WITHIN = 2.0  # seconds that a device is given to return from its driver
 
 
@@ -86,7 +86,10 @@ class Player:
         try:
             self._give(sink)
         except DeviceError as error:
+            with self._changed:
+                self._queue.skip(self._device.still_for)
             self._device.lost(error)
+            self._nowhere = PacedSink(None, RATE, 1, self._clock)
         with self._changed:
             if not self._closed:
                 return True
@@ -98,7 +101,7 @@ class Player:
         block = BLOCK * where.rate // RATE + 2  # frames: as many as the resampler may make of a block
         missing = block - where.room()
         if missing > 0:
-            if sink is not None and self._device.stands_still(STALLED):
+            if sink is not None and self._device.still_for > STALLED:
                 raise DeviceError(f"the loudspeaker has taken nothing for {STALLED:g} s: was it unplugged?")
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, max(SHORTEST, missing / where.rate))

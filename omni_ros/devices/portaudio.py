@@ -1,5 +1,6 @@
-"""Sound cards, by PortAudio through the package sounddevice. One stream per process: looking for devices anew closes all of them."""
+"""Sound cards, by PortAudio through package sounddevice."""
 
+import threading
 from types import ModuleType
 
 import numpy as np
@@ -7,6 +8,11 @@ import numpy as np
 from omni_ros.errors import DeviceError
 
 INSTALL = "pip install sounddevice (on Debian and Ubuntu also: sudo apt install libportaudio2)"
+
+# PortAudio looks for devices only when it is initialised, and crashes where a stream is open then: who looks and who opens waits
+# for the other, and while a stream is open, the devices are those that were found before.
+_lock = threading.RLock()
+_open_streams: set["_Stream"] = set()
 
 
 def _sounddevice() -> ModuleType:
@@ -20,12 +26,14 @@ def _sounddevice() -> ModuleType:
 
 
 def devices() -> list[dict]:
-    """PortAudio's description of each device, in the order of their numbers, as they are now: it lists them only once by itself."""
+    """PortAudio's description of each device, in the order of their numbers."""
     sounddevice = _sounddevice()
     try:
-        sounddevice._terminate()
-        sounddevice._initialize()
-        return list(sounddevice.query_devices())
+        with _lock:
+            if not _open_streams:
+                sounddevice._terminate()
+                sounddevice._initialize()
+            return list(sounddevice.query_devices())
     except sounddevice.PortAudioError as error:
         raise DeviceError(f"PortAudio cannot list the devices: {error}") from error
 
@@ -53,6 +61,11 @@ class _Stream:
 
     def __init__(self, name: str, direction: str, rate: int, channels: int, latency: float, usual: tuple[int, ...]) -> None:
         sounddevice = _sounddevice()
+        with _lock:
+            self._open(sounddevice, name, direction, rate, channels, latency, usual)
+            _open_streams.add(self)
+
+    def _open(self, sounddevice, name, direction, rate, channels, latency, usual) -> None:
         device = find(name, direction)
         most = device[f"max_{direction}_channels"]
         kind = sounddevice.InputStream if direction == "input" else sounddevice.OutputStream
@@ -77,10 +90,12 @@ class _Stream:
             raise DeviceError(f"device {self.name!r} has failed: {error}") from error
 
     def close(self) -> None:
-        try:
-            self._stream.close()
-        except self._error:
-            return  # a device that was taken away is closed already
+        with _lock:
+            _open_streams.discard(self)
+            try:
+                self._stream.close()
+            except self._error:
+                return  # a device that was taken away is closed already
 
 
 class InputStream(_Stream):

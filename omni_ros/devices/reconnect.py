@@ -10,7 +10,7 @@ PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds between two attempts; the last is repea
 
 
 class Reconnect:
-    """`get()` is the device, or None while there is none; whoever uses it says `lost` when it fails. Of one thread, but for reading."""
+    """`get()` is the device, or None while there is none; whoever uses it says `lost` when it fails. One thread's."""
 
     def __init__(self, open_device: Callable[[], Any], clock: Clock) -> None:
         self._open = open_device
@@ -38,9 +38,10 @@ class Reconnect:
         """It has taken or given sound."""
         self._moved_at = self._clock.now()
 
-    def stands_still(self, seconds: float) -> bool:
-        """Whether it has not for so long: a device that was unplugged does not always say so."""
-        return self._clock.now() - self._moved_at > seconds
+    @property
+    def still_for(self) -> float:
+        """Seconds for which it has not: a device that was unplugged does not always say so."""
+        return self._clock.now() - self._moved_at
 
     def lost(self, error: DeviceError) -> None:
         self.close()

@@ -14,7 +14,7 @@ from omni_ros.errors import DeviceError
 
 SHORTEST = 0.002  # seconds between two looks at the device
 PATIENCE = 0.1  # seconds between two looks where there is none
-STALLED = 1.0  # seconds after which a device that gives nothing is lost
+STALLED = 2.0  # seconds after which a device that gives nothing is lost
 CLOSE_WITHIN = 2.0  # seconds that a device is given to return from its driver
 MOST = 0.2  # seconds that are read at once: after a pause of the whole machine there is more
 
@@ -102,7 +102,7 @@ class Recorder:
         frame = FRAME * source.rate / RATE
         waiting = source.available()
         if waiting < frame:
-            if self._device.stands_still(STALLED):
+            if self._device.still_for > STALLED:
                 raise DeviceError(f"the microphone has given nothing for {STALLED:g} s: was it unplugged?")
             return max(SHORTEST, (frame - waiting) / source.rate)
         pcm = source.read(min(waiting, int(MOST * source.rate))).mean(axis=1, dtype=np.float32)
@@ -117,10 +117,10 @@ class Recorder:
     def _clean(self, near: np.ndarray) -> np.ndarray:
         with self._changed:
             now = self._clock.now()
-            before = self._reference.in_step
+            before = self._reference.layouts
             far = self._reference.take(FRAME, now - self._rest.size / RATE)
-            in_step = self._reference.in_step
-            blind = not in_step and now - self._audible_at < TAIL
-        if in_step and not before:
+            changed = self._reference.layouts != before
+            blind = not self._reference.in_step and now - self._audible_at < TAIL
+        if changed:
             self._echo.learn()
         return self._echo(near, far, blind)

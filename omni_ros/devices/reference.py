@@ -1,4 +1,4 @@
-"""What the loudspeaker plays, laid beside what the microphone hears: frame by frame, however messages are late and clocks differ."""
+"""What the loudspeaker plays, laid beside what the microphone hears, however late messages are and whatever clocks differ."""
 
 import numpy as np
 
@@ -11,8 +11,10 @@ AHEAD = 0.04
 LOST = 0.25  # seconds without a message after which the loudspeaker is taken for gone
 WINDOW = 2.0  # seconds over which both clocks are observed: what comes late says nothing, what comes early is the clock
 SLOWEST = 0.04  # per second: the gain of the drift's control loop after a while; its first observations count for more
-MOST = 1e-3  # of drift: sound cards are within 100 ppm of each other
-STEP = 0.05  # seconds by which the streams may be apart before they are laid out anew: somebody's clock has jumped
+FIRST = 5.0  # seconds: the inverse of that gain at the beginning
+MOST = 3e-4  # of drift: sound cards are within 100 ppm of each other
+STEP = 0.015  # seconds by which the streams may be apart before they are laid out anew: a device ran dry, or a clock has jumped
+NOISE = 0.003  # seconds: an error larger than that is a busy machine's more than a clock's
 
 
 class Reference:
@@ -25,17 +27,17 @@ class Reference:
 
     def __init__(self) -> None:
         self.drift = 0.0  # how much faster the loudspeaker's clock runs than the microphone's
+        self.layouts = 0  # times that the two streams were laid beside each other
+        self._steps = 0
+        self._resampler = Resampler(PLAYED_RATE, RATE)
         self._forget()
 
     def _forget(self) -> None:
-        self._resampler = Resampler(PLAYED_RATE, RATE)
-        self._resampler.drift = self.drift
         self._waiting: np.ndarray = np.zeros(0, np.float32)
         self._missed = 0  # samples that were taken before they came
         self._put = self._taken = 0  # samples; the difference is what waits
         self._earliest = [-np.inf, -np.inf]  # of put and taken: how far they were ahead of the time, in samples
         self._observed_from: float | None = None
-        self._steps = 0
         self.in_step = False
 
     def put(self, played: np.ndarray, at: float) -> None:
@@ -69,24 +71,24 @@ class Reference:
             return
         error = (self._earliest[0] - self._earliest[1]) / RATE - AHEAD
         self._earliest, self._observed_from = [-np.inf, -np.inf], at
-        if not self.in_step:
+        if not self.in_step or abs(error) > STEP:
             self._lay_out(round(error * RATE))
-        elif abs(error) > STEP:
-            self._forget()
         else:
             self._steer(error)
 
     def _lay_out(self, excess: int) -> None:
-        """Begin: so many samples more wait than are to be kept ahead."""
+        """Begin, or begin anew: so many samples more wait than are to be kept ahead."""
         ahead = self._put - self._taken - excess
-        if 0 <= ahead <= self._waiting.size:
-            self._waiting = self._waiting[self._waiting.size - ahead :]
-            self._put, self._taken = ahead, 0
-            self.in_step = True
+        self._waiting = np.concatenate([np.zeros(max(0, ahead), np.float32), self._waiting])
+        self._waiting = self._waiting[self._waiting.size - max(0, ahead) :]
+        self._put, self._taken, self._missed = ahead, 0, max(0, -ahead)
+        self.layouts += 1
+        self.in_step = True
 
     def _steer(self, error: float) -> None:
         """Critically damped: the position is corrected at `rate`, the drift at a quarter of its square."""
         self._steps += 1
-        rate = max(SLOWEST, 1.0 / (self._steps * WINDOW))
+        error = min(max(error, -NOISE), NOISE)
+        rate = max(SLOWEST, 1.0 / (FIRST + self._steps * WINDOW))
         self.drift = float(np.clip(self.drift + rate * rate / 4 * error * WINDOW, -MOST, MOST))
         self._resampler.drift = float(np.clip(self.drift + rate * error, -MOST, MOST))

@@ -38,10 +38,10 @@ class SpeechQueue:
         """More speech, float32 [n]. While the gain is 0, it is dropped."""
         if self._target == 0.0 or not pcm.size:
             return
-        if self._waiting.size == 0:
-            if self._dry and self._target == 1.0:  # an answer that is ducked may be held back on purpose
-                self.underruns += 1
-            self._rise = 0.0 if self._dry else 1.0
+        if self._dry:
+            self.underruns += self._target == 1.0  # an answer that is ducked may be held back on purpose
+            self._rise = 0.0
+        if self._dry or not self._answering:
             self._since, self._samples = now, 0
         self._dry, self._answering = False, True
         self._samples += pcm.size
@@ -61,6 +61,10 @@ class SpeechQueue:
         if now < due - PROMPT or self.seconds > LATE:
             self._drop()
 
+    def skip(self, seconds: float) -> None:
+        """So much time has passed without a loudspeaker: what would have been heard then is not heard later."""
+        self._waiting = self._waiting[round(seconds * RATE) :]
+
     def _drop(self) -> None:
         if self._waiting.size:
             self._dying = self._waiting[:RAMP] * np.linspace(1, 0, RAMP, dtype=np.float32)[: self._waiting.size]
@@ -69,24 +73,23 @@ class SpeechQueue:
 
     def take(self, samples: int) -> np.ndarray:
         """The next float32 [samples], with the gain applied."""
-        if self._dying.size == 0 and self._waiting.size:
-            taken, self._waiting = self._waiting[:samples], self._waiting[samples:]
-            taken = self._risen(taken)
-            if self._waiting.size == 0 and self._answering:
-                self._dry = True
+        if self._dying.size == 0:
+            taken, self._waiting = self._risen(self._waiting[:samples]), self._waiting[samples:]
         else:
             taken = np.zeros(0, np.float32)
         rest = samples - taken.size
-        if rest and taken.size:  # it ends here: its last 10 ms, mirrored and dying away, so that it does not break off
+        if rest and self._answering and not self._dry and self._dying.size == 0:
+            # It ends here, or comes late: its last 10 ms, mirrored and dying away, so that it does not break off.
             past = np.concatenate([self._last, taken])[-CONCEAL:]
             self._dying = past[::-1] * np.linspace(1, 0, CONCEAL, dtype=np.float32)
+            self._dry = True
         dying, self._dying = self._dying[:rest], self._dying[rest:]
         pcm = np.concatenate([taken, dying, np.zeros(rest - dying.size, np.float32)])
         self._last = np.concatenate([self._last, pcm])[-CONCEAL:]
         return pcm * self._ramp(samples)
 
     def _risen(self, pcm: np.ndarray) -> np.ndarray:
-        if self._rise == 1.0:
+        if self._rise == 1.0 or not pcm.size:
             return pcm
         rise = np.minimum(1.0, self._rise + np.arange(1, pcm.size + 1, dtype=np.float32) / RAMP)
         self._rise = float(rise[-1])
