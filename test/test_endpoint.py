@@ -5,7 +5,16 @@ import importlib.util
 import numpy as np
 import pytest
 
-from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechStart, make_vad
+from omni_ros.dialogue.endpoint import (
+    SAMPLE_RATE,
+    Endpointer,
+    SpeechEnd,
+    SpeechEvent,
+    SpeechGoesOn,
+    SpeechPause,
+    SpeechStart,
+    make_vad,
+)
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.resample import Resampler
 from omni_ros.errors import InputError
@@ -25,7 +34,7 @@ def speech(seconds: float, level: float = 0.1) -> np.ndarray:
     return (level * buzz * syllables).astype(np.float32) + noise(seconds)
 
 
-def run(pcm: np.ndarray, chunk: int = 320, **options) -> list[tuple[float, SpeechStart | SpeechEnd]]:
+def run_all(pcm: np.ndarray, chunk: int = 320, **options) -> list[tuple[float, SpeechEvent]]:
     """Events with the stream time (s) at the end of the chunk that caused each."""
     endpointer = Endpointer(make_vad("energy"), **options)
     found = []
@@ -33,6 +42,11 @@ def run(pcm: np.ndarray, chunk: int = 320, **options) -> list[tuple[float, Speec
         events = endpointer.feed(pcm[start : start + chunk])
         found += [(min(start + chunk, pcm.size) / SAMPLE_RATE, event) for event in events]
     return found
+
+
+def run(pcm: np.ndarray, chunk: int = 320, **options) -> list[tuple[float, SpeechEvent]]:
+    """Beginnings and ends only."""
+    return [(at, event) for at, event in run_all(pcm, chunk, **options) if isinstance(event, SpeechStart | SpeechEnd)]
 
 
 def test_one_utterance_starts_soon_and_ends_after_the_pause():
@@ -54,8 +68,8 @@ def test_the_utterance_is_the_stream_itself_with_pre_roll():
 @pytest.mark.parametrize("chunk", [1, 160, 511, 512, 1000, 10**6])
 def test_chunk_size_does_not_matter(chunk):
     pcm = np.concatenate([noise(0.5), speech(0.5), noise(0.8), speech(0.6), noise(0.8)])
-    expected, got = run(pcm, 512), run(pcm, chunk)
-    assert [type(event) for _, event in got] == [SpeechStart, SpeechEnd] * 2
+    expected, got = run_all(pcm, 512), run_all(pcm, chunk)
+    assert [type(event) for _, event in got] == [SpeechStart, SpeechPause, SpeechEnd] * 2
     for (_, a), (_, b) in zip(expected, got, strict=True):
         assert np.array_equal(getattr(a, "pcm", None), getattr(b, "pcm", None))
 
@@ -68,6 +82,33 @@ def test_a_short_pause_does_not_end_the_turn():
     events = run(np.concatenate([noise(1), speech(1), noise(0.4), speech(1), noise(1)]))
     assert [type(event) for _, event in events] == [SpeechStart, SpeechEnd]
     assert events[1][1].pcm.size / SAMPLE_RATE > 2.8
+
+
+def test_a_pause_is_told_and_what_was_computed_for_it_stands_at_the_end():
+    pcm = np.concatenate([noise(1), speech(1), noise(0.4), speech(1), noise(1)])
+    events = run_all(pcm)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechGoesOn, SpeechPause, SpeechEnd]
+    (paused, first), (resumed, _), (again, second), (ended, end) = events[1:]
+    assert 2.15 < paused < 2.35 and 2.4 < resumed < 2.6 and 3.55 < again < 3.75 and 3.9 < ended < 4.1
+    assert end.pcm is second.pcm
+    assert np.array_equal(second.pcm[: first.pcm.size], first.pcm)  # the utterance only grows
+    assert second.pcm.size - first.pcm.size == round((again - paused) * SAMPLE_RATE / 512) * 512
+
+
+def test_nothing_is_lost_between_a_pause_and_the_next_turn():
+    pcm = np.concatenate([noise(1), speech(1), noise(0.68), speech(1), noise(1)])
+    events = run(pcm)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechEnd] * 2
+    both = np.concatenate([events[1][1].pcm, events[3][1].pcm])
+    start = next(i for i in range(0, pcm.size, 512) if np.array_equal(pcm[i : i + 512], both[:512]))
+    assert np.array_equal(pcm[start : start + both.size], both)
+
+
+def test_a_stream_that_stops_in_a_pause_ends_with_the_pause():
+    endpointer = Endpointer(make_vad("energy"))
+    events = endpointer.feed(np.concatenate([noise(1), speech(1), noise(0.4)]))
+    assert isinstance(events[-1], SpeechPause)
+    assert endpointer.close().pcm is events[-1].pcm
 
 
 def test_the_longest_turn_is_cut_and_the_rest_is_a_new_one():

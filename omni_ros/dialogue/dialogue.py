@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_ros.dialogue.barge_in import BargeIn
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.history import History
@@ -36,7 +37,9 @@ class Settings:
     """What may be changed between two turns."""
 
     system_prompt: str = ""
-    preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
+    preempt: bool = True  # a new turn stops the answer in progress, a spoken one while it is said
+    barge_in_seconds: float = 0.6  # of voice from which it does; shorter words into an answer are back-channels
+    eager: bool = True  # begin to answer at the first pause, in case that the user has finished
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
     use_camera: bool = True  # the newest picture goes with each turn
     image_max_age: float = 1.0  # seconds since its arrival
@@ -56,6 +59,12 @@ class Face:
 
     def speech(self, pcm: np.ndarray) -> None:
         """To be played now: float32 [n] in -1..1 at 24 kHz."""
+
+    def gain(self, gain: float) -> bool:
+        """The loudness of all speech from now on, of what waits in the loudspeaker, too: 1, less while the user may have begun
+        to speak, or 0: drop what waits and what still comes, until it is more than 0 again. Returns whether the loudspeaker
+        obeys; without one that does, speech ends at most `speech_lead` after it was stopped."""
+        return False
 
     def speaking(self, speaking: bool) -> None:
         """The speech of an answer begins to be played, or has been played or stopped."""
@@ -108,7 +117,9 @@ class Dialogue:
         self._state = ""
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
-        self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
+        self._pacer = SpeechPacer(
+            face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
+        )
         self._worker = TurnWorker(
             conversation,
             self._pacer,
@@ -122,9 +133,13 @@ class Dialogue:
             on_failure=face.failed,
             clock=clock,
         )
+        self._barge_in = BargeIn(self._pacer, lambda: self._worker.answer, self._worker.interrupt, clock)
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
+            on_voice=lambda seconds: self._barge_in.lasts(seconds, self.settings.barge_in_seconds),
+            on_pause=self._on_speech_pause,
+            on_goes_on=self._on_speech_goes_on,
             on_end=self._on_speech_end,
             on_bad=lambda error: face.bad_input("audio", error),
             on_lost=face.sound_stopped,
@@ -183,6 +198,8 @@ class Dialogue:
         if self._listener.in_speech:
             self._face.user_speaking(False)
         self._listener.reset()
+        self._barge_in.forget()
+        self._worker.withdraw()
         self._tell_state()
 
     def forget_picture(self) -> None:
@@ -225,26 +242,45 @@ class Dialogue:
             "speech gaps": self._pacer.gaps,
             "picture age s": age,
             "answer remembered": self.history.last_answer,
+            "back-channels": self._barge_in.back_channels,
         }
 
     # ---- from the dialogue's threads ----------------------------------------------------------------------------
 
     def _on_speech_start(self) -> None:
         self._face.user_speaking(True)
-        if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
-            self._worker.interrupt()
+        if self.settings.preempt:
+            self._barge_in.begins()
         self._tell_state()
+
+    def _on_speech_pause(self, pcm: Pcm) -> None:
+        """The user may have finished; if so, the end of speech brings this very array."""
+        self._barge_in.pauses()
+        if self.settings.eager and self._enabled and not self._barge_in.undecided:
+            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}))
+
+    def _on_speech_goes_on(self) -> None:
+        """The user had not finished at the last pause."""
+        self._barge_in.goes_on()
+        self._worker.withdraw()
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
-        if pcm is not None:
-            self._submit({"type": "audio", "audio": pcm})
+        is_turn = self._barge_in.ends(pcm is not None)
+        if not (is_turn and self._worker.confirm(pcm)):
+            self._worker.withdraw()
+            if is_turn:
+                self._submit({"type": "audio", "audio": pcm})
         self._tell_state()
 
     def _submit(self, said: dict[str, Any]) -> None:
-        """Close a turn: `said` together with what the camera shows now."""
-        if not self._enabled:
-            return
+        """Close a turn."""
+        if self._enabled:
+            self._worker.submit(self._turn(said), preempt=self.settings.preempt)
+            self._tell_state()
+
+    def _turn(self, said: dict[str, Any]) -> UserTurn:
+        """`said` together with what the camera shows now."""
         settings, now = self.settings, self._clock.now()
         decode, arrived = self._picture or (None, 0.0)
         if not settings.use_camera or now - arrived > settings.image_max_age:
@@ -256,11 +292,12 @@ class Dialogue:
             try:
                 return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
             except InputError as error:  # the words are worth an answer alone
-                self._face.bad_input("camera", error)
+                if self._worker.is_closed(turn):
+                    self._face.bad_input("camera", error)
                 return None
 
-        self._worker.submit(UserTurn(said, picture, closed_at=now), preempt=settings.preempt)
-        self._tell_state()
+        turn = UserTurn(said, picture, closed_at=now)
+        return turn
 
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)

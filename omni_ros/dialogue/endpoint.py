@@ -19,10 +19,25 @@ class SpeechStart:
 
 
 @dataclass(frozen=True)
-class SpeechEnd:
-    """The user finished: the utterance, pre-roll and closing silence included."""
+class SpeechPause:
+    """The user fell silent `pause_seconds` ago and may have finished: the utterance until now, pre-roll and silence included."""
 
     pcm: np.ndarray  # float32 [n], 16 kHz mono
+
+
+@dataclass(frozen=True)
+class SpeechGoesOn:
+    """The user had not finished: the utterance of the last SpeechPause will become longer."""
+
+
+@dataclass(frozen=True)
+class SpeechEnd:
+    """The user finished. After a pause, `pcm` is the very array of the last SpeechPause: what was computed for it stands."""
+
+    pcm: np.ndarray  # float32 [n], 16 kHz mono
+
+
+SpeechEvent = SpeechStart | SpeechPause | SpeechGoesOn | SpeechEnd
 
 
 class EnergyVad:
@@ -88,9 +103,10 @@ def make_vad(name: str) -> EnergyVad | SileroVad:
 class Endpointer:
     """Cuts 16 kHz mono PCM into utterances; depends on the samples only, not on how they are chunked.
 
-    Speech starts after `start_seconds` of frames at or above `threshold` in a row (a click is shorter) and ends after
-    `end_seconds` of frames below a slightly lower threshold (hysteresis, as in Silero's own iterator), or when the
-    utterance is `max_seconds` long. `pre_roll_seconds` before the first voiced frame are kept: soft onsets score low.
+    Speech starts after `start_seconds` of frames at or above `threshold` in a row (a click is shorter), pauses after
+    `pause_seconds` of frames below a slightly lower threshold (hysteresis, as in Silero's own iterator), and ends after
+    `end_seconds` of them, or when the utterance is `max_seconds` long. `pre_roll_seconds` before the first voiced frame
+    are kept: soft onsets score low.
     """
 
     HYSTERESIS = 0.15
@@ -101,6 +117,7 @@ class Endpointer:
         *,
         threshold: float = 0.5,
         start_seconds: float = 0.128,
+        pause_seconds: float = 0.2,
         end_seconds: float = 0.55,
         pre_roll_seconds: float = 0.4,
         max_seconds: float = 30.0,
@@ -112,6 +129,7 @@ class Endpointer:
         self._threshold = threshold
         self._start_frames = frames(start_seconds)
         self._end_frames = frames(end_seconds)
+        self._pause_frames = min(frames(pause_seconds), self._end_frames)
         self._max_frames = frames(max_seconds)
         self._recent: deque[np.ndarray] = deque(maxlen=frames(pre_roll_seconds) + self._start_frames)
         self.reset()
@@ -121,6 +139,11 @@ class Endpointer:
         return self._in_speech
 
     @property
+    def voiced_seconds(self) -> float:
+        """Of the utterance in progress."""
+        return self._voiced_frames * FRAME / SAMPLE_RATE
+
+    @property
     def vad_name(self) -> str:
         return self._vad.name
 
@@ -128,61 +151,73 @@ class Endpointer:
         """Forget the utterance in progress and the noise floor, as after a gap in the stream."""
         self._vad.reset()
         self._rest: np.ndarray = np.zeros(0, np.float32)  # samples that do not fill a frame yet
+        self._recent.clear()
         self._idle()
 
     def _idle(self) -> None:
         self._in_speech = False
         self._voiced = self._silent = 0  # frames in a row
+        self._voiced_frames = 0  # of the utterance
         self._utterance: list[np.ndarray] = []
-        self._recent.clear()
+        self._paused: SpeechPause | None = None  # that the user has not gone on after
 
-    def feed(self, pcm: np.ndarray) -> list[SpeechStart | SpeechEnd]:
+    def feed(self, pcm: np.ndarray) -> list[SpeechEvent]:
         """Take float32 [n] in [-1, 1], any n, and return what happened in it, in order."""
         samples = np.concatenate([self._rest, pcm.astype(np.float32, copy=False)])
         whole = samples.size // FRAME * FRAME
         self._rest = samples[whole:]
-        events = (self._frame(frame) for frame in samples[:whole].reshape(-1, FRAME))
-        return [event for event in events if event is not None]
+        return [event for frame in samples[:whole].reshape(-1, FRAME) for event in self._judge(frame, self._vad(frame))]
 
-    def skip(self, samples: int) -> list[SpeechStart | SpeechEnd]:
+    def skip(self, samples: int) -> list[SpeechEvent]:
         """Pass over sound that must not be listened to: an utterance in progress ends after as much of it as after silence.
 
         The voice activity detector does not see it, since digital silence would teach it that a quiet room is loud.
         """
-        if not self._in_speech:
-            self._rest = self._rest[:0]
-            self._idle()
-            return []
         whole, rest = divmod(self._rest.size + samples, FRAME)
         self._rest = np.zeros(rest, np.float32)
-        for _ in range(whole):
-            if (event := self._judge(np.zeros(FRAME, np.float32), 0.0)) is not None:
-                self._rest = self._rest[:0]
-                return [event]
-        return []
+        events: list[SpeechEvent] = []
+        while self._in_speech and whole:
+            events += self._judge(np.zeros(FRAME, np.float32), 0.0)
+            whole -= 1
+        if not self._in_speech:
+            self._rest = self._rest[:0]
+            self._voiced = 0
+            self._recent.clear()
+        return events
 
     def close(self) -> SpeechEnd:
         """End the utterance in progress here, because no more sound will come."""
-        pcm = np.concatenate([*self._utterance, self._rest])
+        pcm = self._paused.pcm if self._paused else np.concatenate([*self._utterance, self._rest])
         self.reset()
         return SpeechEnd(pcm)
 
-    def _frame(self, frame: np.ndarray) -> SpeechStart | SpeechEnd | None:
-        return self._judge(frame, self._vad(frame))
-
-    def _judge(self, frame: np.ndarray, probability: float) -> SpeechStart | SpeechEnd | None:
+    def _judge(self, frame: np.ndarray, probability: float) -> list[SpeechEvent]:
         if not self._in_speech:
             self._recent.append(frame)
             self._voiced = self._voiced + 1 if probability >= self._threshold else 0
             if self._voiced < self._start_frames:
-                return None
+                return []
             self._in_speech = True
+            self._voiced_frames = self._voiced
             self._utterance = list(self._recent)
-            return SpeechStart()
+            self._recent.clear()
+            return [SpeechStart()]
         self._utterance.append(frame)
         self._silent = self._silent + 1 if probability < self._threshold - self.HYSTERESIS else 0
-        if self._silent < self._end_frames and len(self._utterance) < self._max_frames:
-            return None
-        pcm = np.concatenate(self._utterance)
+        self._voiced_frames += self._silent == 0
+        events: list[SpeechEvent] = []
+        if self._silent == 0 and self._paused:
+            self._paused = None
+            events.append(SpeechGoesOn())
+        if self._silent == self._pause_frames:
+            self._paused = SpeechPause(np.concatenate(self._utterance))
+            events.append(self._paused)
+        if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames:
+            events.append(self._end())
+        return events
+
+    def _end(self) -> SpeechEnd:
+        pcm = self._paused.pcm if self._paused else np.concatenate(self._utterance)
+        self._recent.extend(self._utterance[pcm.size // FRAME :])  # what came after the pause may be a soft onset
         self._idle()
         return SpeechEnd(pcm)

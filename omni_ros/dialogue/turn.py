@@ -14,9 +14,11 @@ class UserTurn:
     said: dict[str, Any]  # a text or audio part
     picture: Callable[[], dict[str, Any] | None]  # an image part
     closed_at: float  # when the user had finished
+    opened_at: float | None = None  # when its answer was begun, if that was before
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
+    open: bool = False  # the user may go on: nothing is told of it yet
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from std_msgs.msg import Bool, Int16MultiArray, String
+from std_msgs.msg import Bool, Float32, Int16MultiArray, String
 
 from omni_ros.dialogue.dialogue import Face
 from omni_ros.dialogue.turn import Outcome, describe
@@ -29,6 +29,7 @@ class Outputs(Face):
         self._response_stream = publisher(String, "response_stream", STREAM, answers)
         self._response = publisher(String, "response", QoSProfile(depth=10), answers)
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
+        self._speech_gain = publisher(Float32, "speech_gain", LATCHED)
         self._speaking = publisher(Bool, "speaking", LATCHED)
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
         self._state = publisher(String, "state", LATCHED)
@@ -48,7 +49,8 @@ class Outputs(Face):
             self._show_state()
 
     def quiet(self) -> None:
-        """Nobody speaks, as a latched fact."""
+        """Nobody speaks, as a latched fact, and whoever will may be heard."""
+        self.gain(1.0)
         self._speaking.publish(Bool(data=False))
         self._user_speaking.publish(Bool(data=False))
 
@@ -62,6 +64,10 @@ class Outputs(Face):
 
     def speech(self, pcm: np.ndarray) -> None:
         self._speech_audio.publish(messages.fill_pcm(Int16MultiArray(), pcm))
+
+    def gain(self, gain: float) -> bool:
+        self._speech_gain.publish(Float32(data=gain))
+        return self._speech_gain.get_subscription_count() > 0
 
     def speaking(self, speaking: bool) -> None:
         self._speaking.publish(Bool(data=speaking))
