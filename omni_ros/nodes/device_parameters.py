@@ -27,5 +27,6 @@ SPEAKER = (
     *CARD,
     *NODE,
 )
+DEVICES = {"microphone": MICROPHONE, "speaker": SPEAKER}
 MICROPHONE_TABLE = {p.name: p for p in MICROPHONE}
 SPEAKER_TABLE = {p.name: p for p in SPEAKER}

@@ -172,8 +172,10 @@ def generation_options(node: Node) -> dict[str, Any]:
 
 
 def _as_declared(given: RosParameter, table: dict[str, Parameter]) -> RosParameter:
-    """`temperature: 1` is an integer in YAML, and means 1.0."""
+    """`temperature: 1` is an integer in YAML, and means 1.0; `device: 1` means "1"."""
     p = table.get(given.name)
+    if p is not None and isinstance(p.default, str) and given.type_ == RosParameter.Type.INTEGER:
+        return RosParameter(given.name, value=str(given.value))
     if p is not None and isinstance(p.default, float) and given.type_ == RosParameter.Type.INTEGER:
         return RosParameter(given.name, value=float(given.value))
     return given
