@@ -106,9 +106,7 @@ def bring_up(made: dict[str, LifecycleNode]) -> list:
 
     def on_active(name: str):
         def act(context: LaunchContext) -> list:
-            if not waiting:
-                return [LogInfo(msg=f"{name} is active again")]
-            following = waiting.pop(0)
+            following = waiting.pop(0) if waiting else ""
             return [LogInfo(msg=f"{name} is active"), *configure(following)]
 
         return act

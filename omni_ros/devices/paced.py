@@ -8,7 +8,7 @@ import numpy as np
 from omni_ros.dialogue.clock import Clock
 from omni_ros.errors import DeviceError
 
-BUFFER = 0.06  # seconds that such a loudspeaker takes ahead
+BUFFER = 0.08  # seconds that such a loudspeaker takes ahead
 
 
 class PacedSource:
