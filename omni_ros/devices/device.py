@@ -12,7 +12,7 @@ from omni_ros.devices.paced import PacedSink, PacedSource, read_wav
 from omni_ros.dialogue.clock import Clock
 from omni_ros.errors import DeviceError
 
-LATENCY = 0.08  # seconds that a sound card is asked to hold: what a stop cannot recall, and what a busy machine may be late
+LATENCY = 0.06  # seconds that a sound card is asked to hold: what a stop cannot recall, and what a busy machine may be late
 FILE_RATE = 48000  # Hz of a WAV file that is played into
 
 
