@@ -35,8 +35,9 @@ METHOD = """\
 The robot speaks without end (`docs/audio`, gaps of 0.2 to 1 s) in simulated rooms: reverberation of 0.4 s, echo 20 to 300 ms
 after the loudspeaker, at -20 dBFS; the loudspeaker's clock up to 100 ppm off; messages late by 3 ms on average. `speech starts`
 are those of the endpointer with Silero VAD while the robot is alone. Double talk: questions of a person (`demo/questions`), 10 dB
-below the echo, from the moment (90 s) at which the clocks' difference is known; `heard` counts those in which an utterance began, `share` is how much of their seconds lies within utterances,
-against the same questions without a robot. AEC3 alone is `pywebrtc-audio` without the Kalman filter."""
+below the echo, from the moment (90 s) at which the clocks' difference is known; `heard` counts those in which an utterance
+began, `share` is how much of their seconds lies within utterances, against the same questions without a robot. AEC3 alone is
+`pywebrtc-audio` without the Kalman filter."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ ros2 launch omni_ros robot.launch.py engine_dir:=/path/to/engines [microphone:=U
 import os
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler, Shutdown, TimerAction
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -17,6 +17,7 @@ from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
 PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"  # of Fast DDS; other middlewares do not read it
+KNOWN_AFTER = 4.0  # seconds until a process that was started again has been discovered
 ORDER = ("speaker", "microphone", "omni")  # each is active before the next one is: the echo's reference, the ears, the voice
 
 
@@ -99,8 +100,10 @@ def bring_up(made: dict[str, LifecycleNode]) -> list:
 
     def on_start(name: str):
         def act(event, context: LaunchContext) -> list:
+            again = name in started
             started.add(name)
-            return configure(name)
+            # The dead process's services are still known, and would get what the new one is to hear.
+            return [TimerAction(period=KNOWN_AFTER, actions=configure(name))] if again else configure(name)
 
         return act
 

@@ -25,6 +25,7 @@ class KalmanFilter:
         self._played: np.ndarray = np.zeros(2 * FRAME, np.float32)
         self._spectra: np.ndarray = np.zeros((PARTITIONS, bins), np.complex64)  # of the last PARTITIONS frames played
         self._path: np.ndarray = np.zeros((PARTITIONS, bins), np.complex64)
+        self._quiet = PARTITIONS + 1  # frames since something was played
         self._noise: np.ndarray = np.full(bins, 1e-3, np.float32)  # power of what is not echo
         self.doubt()
 
@@ -34,13 +35,15 @@ class KalmanFilter:
         self._uncertain: np.ndarray = np.tile(FIRST * decay[:, None], (1, FRAME + 1))  # variance of _path
 
     def __call__(self, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+        self._quiet = 0 if far.any() else self._quiet + 1
+        if self._quiet > PARTITIONS + 1:  # nothing that is played can still be heard
+            return near
         self._played = np.concatenate([self._played[FRAME:], far])
         self._spectra = np.roll(self._spectra, 1, axis=0)
         self._spectra[0] = np.fft.rfft(self._played)
         echo = np.fft.irfft((self._spectra * self._path).sum(axis=0))[FRAME:]
         error = (near - echo).astype(np.float32)
-        if far.any() or self._spectra.any():
-            self._learn(error)
+        self._learn(error)
         return error
 
     def _learn(self, error: np.ndarray) -> None:
