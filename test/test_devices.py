@@ -124,6 +124,21 @@ def test_the_end_of_an_answer_is_played_though_it_is_late_but_not_much_later(lat
     assert queue.seconds == pytest.approx(late if whole else 0.0, abs=0.021)
 
 
+def test_a_loudspeaker_that_takes_less_than_it_should_falls_behind_by_half_a_second_at_most():
+    queue, played = SpeechQueue(), []
+    ramp = np.linspace(0.1, 0.9, 10 * RATE, dtype=np.float32)  # its value tells the time
+    for number in range(300):  # 20 ms of each 30 ms
+        now = 0.03 * number
+        if number % 2 == 0:
+            queue.push(ramp[round(now * RATE) : round((now + 0.06) * RATE)], now)
+        queue.catch_up(now)
+        played.append(queue.take(BLOCK))
+        behind = now - (played[-1].max() - 0.1) / 0.8 * 10
+        assert number < 10 or behind < LATE + 0.1 or played[-1][-1] == 0
+    assert jumps(np.concatenate(played)) < 0.01
+    assert queue.seconds < LATE + 0.1
+
+
 def test_a_gain_is_reached_in_5_ms_and_counts_for_what_waits():
     queue = SpeechQueue()
     queue.push(np.full(RATE, 0.5, np.float32), 0.0)

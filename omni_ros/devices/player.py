@@ -86,8 +86,6 @@ class Player:
         try:
             self._give(sink)
         except DeviceError as error:
-            with self._changed:
-                self._queue.skip(self._device.still_for)
             self._device.lost(error)
             self._nowhere = PacedSink(None, RATE, 1, self._clock)
         with self._changed:
@@ -107,6 +105,7 @@ class Player:
                 self._changed.wait_for(lambda: self._closed, max(SHORTEST, missing / where.rate))
             return
         with self._changed:
+            self._queue.catch_up(self._clock.now())
             pcm = self._queue.take(BLOCK)
         if sink is None:
             self._nowhere.write(pcm[:, None])

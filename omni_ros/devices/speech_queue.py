@@ -61,15 +61,21 @@ class SpeechQueue:
         if now < due - PROMPT or self.seconds > LATE:
             self._drop()
 
-    def skip(self, seconds: float) -> None:
-        """So much time has passed without a loudspeaker: what would have been heard then is not heard later."""
-        self._waiting = self._waiting[round(seconds * RATE) :]
+    def catch_up(self, now: float) -> None:
+        """Where the loudspeaker was away, or takes less than it should, what would have been heard by now is not heard later."""
+        late = self.seconds - max(0.0, self._since + self._samples / RATE - now)
+        if late > LATE:
+            self._skip(round(late * RATE))
 
     def _drop(self) -> None:
+        self._skip(self._waiting.size)
+        self._answering = self._dry = False
+
+    def _skip(self, samples: int) -> None:
         if self._waiting.size:
             self._dying = self._waiting[:RAMP] * np.linspace(1, 0, RAMP, dtype=np.float32)[: self._waiting.size]
-            self._waiting = self._waiting[:0]
-        self._answering = self._dry = False
+            self._waiting = self._waiting[samples:]
+            self._rise = 0.0
 
     def take(self, samples: int) -> np.ndarray:
         """The next float32 [samples], with the gain applied."""

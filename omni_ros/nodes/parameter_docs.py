@@ -18,7 +18,7 @@ YAML_HEAD = """\
 #
 # Topics are relative and can be remapped, e.g. `-r image_raw:=/camera/color/image_raw`:
 #   subscribed  image_raw (or image_raw/compressed, remapped under that name), audio, audio_info, prompt
-#   published   response_stream, response, speech/audio, speech_gain, speaking, user_speaking, state, latency
+#   published   response_stream, response, response_json, speech/audio, speech_gain, speaking, user_speaking, state, latency
 #   services    ~/cancel, ~/reset, ~/enable
 # speech/audio is std_msgs/Int16MultiArray: signed 16 bit, mono, 24 kHz.
 
