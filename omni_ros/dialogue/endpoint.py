@@ -240,9 +240,7 @@ class Endpointer:
         if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames or self._is_over():
             events.append(self._end())
         elif not self._paused and (seconds := (len(self._utterance) - 1) * FRAME // SAMPLE_RATE) > self._told:
-            self._told = (
-                seconds  # and one frame more, since what is computed of these seconds depends on the samples next to them
-            )
+            self._told = seconds  # and a frame more: what is computed of these seconds depends on the samples next to them
             events.append(SpeechSoFar(np.concatenate(self._utterance)))
         return events
 
