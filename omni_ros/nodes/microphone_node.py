@@ -5,6 +5,7 @@ ros2 run omni_ros microphone --ros-args -p device:=USB -p echo:=aec
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -33,9 +34,10 @@ class MicrophoneNode(DeviceNode):
     def __init__(self) -> None:
         super().__init__("microphone", MICROPHONE_TABLE)
         self._recorder: Recorder | None = None  # while active
-        self._publisher = self._played = None
+        self._publisher: Any = None
+        self._played: Any = None
         self._first = FirstStream()
-        self._read_played = audio_reader(Int16MultiArray, PLAYED_RATE, 1)
+        self._read_played: Any = audio_reader(Int16MultiArray, PLAYED_RATE, 1)
 
     def check(self) -> None:
         check_source(self.value("device"))

@@ -5,6 +5,7 @@ ros2 run omni_ros speaker --ros-args -p device:=USB
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -30,9 +31,9 @@ class SpeakerNode(DeviceNode):
     def __init__(self) -> None:
         super().__init__("speaker", SPEAKER_TABLE)
         self._player: Player | None = None  # while active
-        self._publisher = None
+        self._publisher: Any = None
         self._subscriptions_made: list = []
-        self._read = audio_reader(Int16MultiArray, RATE, 1)
+        self._read: Any = audio_reader(Int16MultiArray, RATE, 1)
         # When the newest stop was sent: topics overtake each other, and speech that was sent before it must not be heard.
         self._stopped = 0.0
 
