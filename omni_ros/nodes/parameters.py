@@ -47,7 +47,7 @@ NODE = {
     ),
     "camera": (
         _fixed("image_transport", "raw", "camera topic", constraint="raw: image_raw, compressed: image_raw/compressed"),
-        Parameter("use_camera", True, "attach the newest picture to each turn"),
+        Parameter("use_camera", True, "attach a picture to each turn: the newest when the user begins to speak, or has typed"),
         Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
         Parameter("image_max_pixels", 307200, "larger pictures are shrunk; 1024 pixels cost one token", 1024, 16777216),
     ),
