@@ -1,13 +1,11 @@
 """Speech leaves in real time, in order and complete; nothing of a cancelled response follows its cancellation."""
 
-import time
 
 import numpy as np
 import pytest
 from simulated_clock import SimulatedClock
 from simulated_speaker import SimulatedSpeaker
 
-from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.heard import SAMPLE_RATE
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 
@@ -17,17 +15,18 @@ LEAD = 0.1
 
 class Listener:
     def __init__(self) -> None:
+        self.clock = SimulatedClock()
         self.chunks: list[tuple[float, np.ndarray]] = []
         self.speaking: list[bool] = []
         self.failures: list[Exception] = []
         self.publisher = SpeechPacer(
-            lambda pcm: self.chunks.append((time.monotonic(), pcm)),
+            lambda pcm: self.chunks.append((self.clock.now(), pcm)),
             self.speaking.append,
             lambda gain: False,
             self.failures.append,
             chunk=CHUNK,
             lead=LEAD,
-            clock=Clock(),
+            clock=self.clock,
         )
 
     def heard(self) -> np.ndarray:
@@ -47,12 +46,12 @@ def ramp(seconds: float) -> np.ndarray:
 
 def test_everything_arrives_in_order_and_in_time(listener):
     pcm = ramp(0.5)
-    started = time.monotonic()
+    started = listener.clock.now()
     listener.publisher.begin(1)
     for piece in np.split(pcm, [100, 5000, 5001]):
         listener.publisher.push(1, piece)
     listener.publisher.end(1)
-    assert 0.5 <= time.monotonic() - started < 0.7
+    assert 0.5 <= listener.clock.now() - started < 0.7
     assert np.array_equal(listener.heard(), pcm)
     assert listener.speaking == [True, False]
     sent = 0.0
@@ -66,7 +65,7 @@ def test_everything_arrives_in_order_and_in_time(listener):
 def test_the_first_piece_is_not_held_back(listener):
     listener.publisher.begin(1)
     listener.publisher.push(1, ramp(0.005))  # a quarter of a message
-    time.sleep(0.05)
+    listener.clock.sleep(0.05)
     assert listener.heard().size == 0.005 * SAMPLE_RATE
 
 
@@ -74,7 +73,7 @@ def test_a_slow_pipeline_is_a_gap(listener):
     listener.publisher.begin(1)
     for _ in range(3):
         listener.publisher.push(1, ramp(0.02))
-        time.sleep(0.08)
+        listener.clock.sleep(0.08)
     assert listener.publisher.gaps == 2
     assert listener.publisher.speaking  # still the same answer
 
@@ -83,12 +82,12 @@ def test_nothing_follows_a_cancellation(listener):
     publisher = listener.publisher
     publisher.begin(1)
     publisher.push(1, ramp(5))
-    time.sleep(0.05)
+    listener.clock.sleep(0.05)
     publisher.cancel()
     sent = listener.heard().size
     publisher.push(1, ramp(1))  # late
     publisher.end(1)  # returns at once
-    time.sleep(0.05)
+    listener.clock.sleep(0.05)
     assert listener.heard().size == sent <= (LEAD + 0.05 + CHUNK) * SAMPLE_RATE
     assert listener.speaking == [True, False]
     publisher.begin(2)
@@ -100,9 +99,9 @@ def test_nothing_follows_a_cancellation(listener):
 
 def test_a_response_without_speech_ends_at_once(listener):
     listener.publisher.begin(1)
-    started = time.monotonic()
+    started = listener.clock.now()
     listener.publisher.end(1)
-    assert time.monotonic() - started < 0.05
+    assert listener.clock.now() - started < 0.05
     assert listener.speaking == []
 
 
