@@ -12,7 +12,7 @@ from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE, Endpointer
 from omni_ros.errors import EngineError, InputError
 from omni_ros.pipeline.request import Finished, Request
 
-PAUSE, END = 0.224, 0.576  # seconds of silence, in frames of 32 ms
+PAUSE, END = 0.192, 0.576  # seconds of silence, in frames of 32 ms
 FIRST_PCM = PREFILL + PER_TOKEN  # of the model, after a turn is closed
 
 

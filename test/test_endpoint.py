@@ -12,6 +12,7 @@ from omni_ros.dialogue.endpoint import (
     SpeechEvent,
     SpeechGoesOn,
     SpeechPause,
+    SpeechSoFar,
     SpeechStart,
     make_vad,
 )
@@ -111,6 +112,42 @@ def test_a_stream_that_stops_in_a_pause_ends_with_the_pause():
     assert endpointer.close().pcm is events[-1].pcm
 
 
+class Judge:
+    """A turn detector that gives each pause of an utterance its verdict, in order."""
+
+    def __init__(self, *verdicts: float) -> None:
+        self.verdicts = list(verdicts)
+        self.heard: list[np.ndarray] = []
+
+    def __call__(self, pcm: np.ndarray) -> float:
+        self.heard.append(pcm)
+        return self.verdicts[len(self.heard) - 1]
+
+
+def test_a_complete_utterance_ends_with_its_first_pause():
+    judge = Judge(0.96)
+    events = run_all(np.concatenate([noise(1), speech(1), noise(1)]), turn_over=judge, end_seconds=2.0)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
+    (paused, pause), (ended, end) = events[1:]
+    assert paused == ended < 2.3 and end.pcm is pause.pcm and np.array_equal(judge.heard[0], pause.pcm)
+
+
+def test_an_unfinished_utterance_is_waited_for():
+    judge = Judge(0.3, 0.96)
+    events = run_all(np.concatenate([noise(1), speech(1), noise(0.7), speech(1), noise(1)]), turn_over=judge, end_seconds=2.0)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechGoesOn, SpeechPause, SpeechEnd]
+    assert events[-1][0] < 4.0 and len(judge.heard) == 2
+
+
+@pytest.mark.parametrize("later,end", [(0.6, 2.8), (0.4, 4.0)])
+def test_who_is_unsure_asks_again_and_then_the_timer_decides(later, end):
+    judge = Judge(0.94, later)
+    events = run_all(np.concatenate([noise(1), speech(1), noise(3)]), turn_over=judge, end_seconds=2.0)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
+    assert abs(events[-1][0] - end) < 0.15
+    assert len(judge.heard) == 2 and events[-1][1].pcm is events[-2][1].pcm
+
+
 def test_the_longest_turn_is_cut_and_the_rest_is_a_new_one():
     events = [event for _, event in run(np.concatenate([noise(0.5), speech(2), noise(1)]), max_seconds=1.6)]
     assert [type(event) for event in events] == [SpeechStart, SpeechEnd] * 2
@@ -179,3 +216,42 @@ def test_history_keeps_the_last_exchanges_without_their_pictures():
     history.drop(3)
     assert len(history) == 0
     assert len(history.messages("", [picture])) == 1
+
+
+class Loudness:
+    """What is loud is speech, however long it lasts."""
+
+    name = "loudness"
+
+    def reset(self) -> None:
+        """Remembers nothing."""
+
+    def __call__(self, frame: np.ndarray) -> float:
+        return float(np.std(frame) > 0.03)
+
+
+def long_run(pcm: np.ndarray, chunk: int = 512) -> list[tuple[float, SpeechEvent]]:
+    endpointer = Endpointer(Loudness(), pre_roll_seconds=0.4)
+    ends = range(chunk, pcm.size + 1, chunk)
+    return [(end / SAMPLE_RATE, event) for end in ends for event in endpointer.feed(pcm[end - chunk : end])]
+
+
+@pytest.mark.parametrize("chunk", [320, 512, 16000])
+def test_a_long_utterance_is_told_second_by_second(chunk):
+    found = long_run(np.concatenate([noise(0.6), speech(20), noise(1.5)]), chunk)
+    whole = found[-1][1].pcm
+    told = [(at, event.pcm) for at, event in found if isinstance(event, SpeechSoFar)]
+    assert len(told) == 13
+    for seconds, (at, pcm) in enumerate(told, 8):
+        assert 0 < pcm.size - seconds * SAMPLE_RATE <= 1024 and np.array_equal(pcm, whole[: pcm.size])
+        assert 0.1 + seconds <= at <= 0.2 + seconds + chunk / SAMPLE_RATE  # 0.5 s of it are from before the first word
+
+
+def test_in_a_pause_nothing_more_is_told():
+    """What was computed for the pause stands if it is the end; once the user goes on, the second is told."""
+    said = np.concatenate([noise(0.5), speech(7.3), noise(0.4)])
+    events = [event for _, event in long_run(np.concatenate([said, noise(1)]))]
+    assert [type(event) for event in events] == [SpeechStart, SpeechPause, SpeechEnd]
+    events = [event for _, event in long_run(np.concatenate([said, speech(0.5), noise(1)]))]
+    assert [type(event) for event in events] == [SpeechStart, SpeechPause, SpeechGoesOn, SpeechSoFar, SpeechPause, SpeechEnd]
+    assert events[3].pcm.size > 8 * SAMPLE_RATE

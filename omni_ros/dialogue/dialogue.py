@@ -9,6 +9,7 @@ dialogue.join()
 """
 
 import atexit
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from omni_ros.dialogue.listener import Listener, Pcm
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import Tool, ToolReport, Tools
-from omni_ros.dialogue.turn import Outcome, UserTurn
+from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn
 from omni_ros.dialogue.turn_worker import TurnWorker
 from omni_ros.errors import InputError
 
@@ -43,8 +44,8 @@ class Settings:
     barge_in_seconds: float = 0.6  # of voice from which it does; shorter words into an answer are back-channels
     eager: bool = True  # begin to answer at the first pause, in case that the user has finished
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
-    use_camera: bool = True  # the newest picture goes with each turn
-    image_max_age: float = 1.0  # seconds since its arrival
+    use_camera: bool = True  # a picture goes with each turn: the newest when the user begins to speak, or has typed
+    image_max_age: float = 1.0  # seconds since its arrival by then
     image_max_pixels: int = 307200
     generation: dict[str, Any] = field(default_factory=dict)  # arguments of Request
 
@@ -128,6 +129,7 @@ class Dialogue:
         self._state = ""
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
+        self._seen: Look | None = None  # when the user began to speak
         self._pacer = SpeechPacer(
             face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
         )
@@ -154,6 +156,7 @@ class Dialogue:
             on_voice=lambda seconds: self._barge_in.lasts(seconds, self.settings.barge_in_seconds),
             on_pause=self._on_speech_pause,
             on_goes_on=self._on_speech_goes_on,
+            on_so_far=self._on_speech_so_far,
             on_end=self._on_speech_end,
             on_bad=lambda error: face.bad_input("audio", error),
             on_lost=face.sound_stopped,
@@ -184,7 +187,7 @@ class Dialogue:
         """A typed turn. InputError when there is nothing in it."""
         if not text.strip():
             raise InputError("the text is empty")
-        self._submit({"type": "text", "text": text})
+        self._submit(self._turn({"type": "text", "text": text}, self._look()))
 
     # ---- control ------------------------------------------------------------------------------------------------
 
@@ -214,6 +217,7 @@ class Dialogue:
         self._listener.reset()
         self._barge_in.forget()
         self._worker.withdraw()
+        self._forget_spoken()
         self._tell_state()
 
     def forget_picture(self) -> None:
@@ -266,54 +270,70 @@ class Dialogue:
         self._face.user_speaking(True)
         if self.settings.preempt:
             self._barge_in.begins()
+        self._worker.prepare(self._glance(), None)
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
         """The user may have finished; if so, the end of speech brings this very array."""
         self._barge_in.pauses()
         if self.settings.eager and self._enabled and not self._barge_in.undecided:
-            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}))
+            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}, self._glance()))
 
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
         self._barge_in.goes_on()
         self._worker.withdraw()
 
+    def _on_speech_so_far(self, pcm: Pcm) -> None:
+        """So much was said by now; the user goes on."""
+        self._worker.prepare(self._glance(), {"type": "audio", "audio": pcm, "unfinished": True})
+
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
         is_turn = self._barge_in.ends(pcm is not None)
         if not (is_turn and self._worker.confirm(pcm)):
             self._worker.withdraw()
-            if is_turn:
-                self._submit({"type": "audio", "audio": pcm})
+            if is_turn and pcm is not None:
+                self._submit(self._turn({"type": "audio", "audio": pcm}, self._glance()))
+        self._forget_spoken()
         self._tell_state()
 
-    def _submit(self, said: dict[str, Any]) -> None:
+    def _submit(self, turn: UserTurn) -> None:
         """Close a turn."""
         if self._enabled:
-            self._worker.submit(self._turn(said), preempt=self.settings.preempt)
+            self._worker.submit(turn, preempt=self.settings.preempt)
             self._tell_state()
 
-    def _turn(self, said: dict[str, Any]) -> UserTurn:
-        """`said` together with what the camera shows now."""
-        settings, now = self.settings, self._clock.now()
-        decode, arrived = self._picture or (None, 0.0)
-        if not settings.use_camera or now - arrived > settings.image_max_age:
-            decode = None
+    def _turn(self, said: Part, picture: Look | None) -> UserTurn:
+        now = self._clock.now()
+        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
+        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until)
 
-        def picture() -> dict[str, Any] | None:
-            if decode is None:
-                return None
+    def _glance(self) -> Look | None:
+        """What the camera showed when the user began to speak; if that was nothing, what it shows now."""
+        self._seen = self._seen or self._look()
+        return self._seen
+
+    def _forget_spoken(self) -> None:
+        self._seen = None
+        self._worker.prepare(None, None)
+
+    def _look(self) -> Look | None:
+        """What the camera shows now; None without a picture that is young enough."""
+        settings = self.settings
+        decode, arrived = self._picture or (None, 0.0)
+        if decode is None or not settings.use_camera or self._clock.now() - arrived > settings.image_max_age:
+            return None
+
+        @functools.cache  # a conversation knows a picture by its being the same array
+        def look() -> Part | None:
             try:
                 return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
             except InputError as error:  # the words are worth an answer alone
-                if self._worker.is_closed(turn):
-                    self._face.bad_input("camera", error)
+                self._face.bad_input("camera", error)
                 return None
 
-        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
-        turn = UserTurn(said, picture, closed_at=now, spoken_until=spoken_until)
-        return turn
+        return look
 
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)

@@ -1,6 +1,7 @@
 """Endpointing: where one utterance begins and ends in a microphone stream, from voice activity per 32 ms frame."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -10,6 +11,7 @@ from omni_ros.errors import InputError
 
 SAMPLE_RATE = 16000
 FRAME = 512  # samples: the only size that Silero VAD takes, and short enough for a 0.13 s speech start
+LONG = 8  # seconds: a window of the audio encoder. Of an utterance that has grown longer a part can be computed
 VADS = ("auto", "energy", "silero")
 
 
@@ -31,13 +33,20 @@ class SpeechGoesOn:
 
 
 @dataclass(frozen=True)
+class SpeechSoFar:
+    """The utterance is LONG, or has grown by another second since, and goes on."""
+
+    pcm: np.ndarray  # float32 [n], 16 kHz mono: what was said until now, pre-roll included
+
+
+@dataclass(frozen=True)
 class SpeechEnd:
     """The user finished. After a pause, `pcm` is the very array of the last SpeechPause: what was computed for it stands."""
 
     pcm: np.ndarray  # float32 [n], 16 kHz mono
 
 
-SpeechEvent = SpeechStart | SpeechPause | SpeechGoesOn | SpeechEnd
+SpeechEvent = SpeechStart | SpeechPause | SpeechGoesOn | SpeechSoFar | SpeechEnd
 
 
 class EnergyVad:
@@ -107,20 +116,26 @@ class Endpointer:
     `pause_seconds` of frames below a slightly lower threshold (hysteresis, as in Silero's own iterator), and ends after
     `end_seconds` of them, or when the utterance is `max_seconds` long. `pre_roll_seconds` before the first voiced frame
     are kept: soft onsets score low.
+
+    `turn_over` (see SmartTurn) hears the utterance in each pause and says how probable it is that it is complete; where
+    it is sure, `end_seconds` are not waited for. It is asked on the thread of feed().
     """
 
     HYSTERESIS = 0.15
+    # The longer the silence, the less it needs: seconds of it (the first is the pause itself), and how sure is sure.
+    SURE = ((0.0, 0.95), (0.8, 0.5))
     _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
     def __init__(
         self,
         vad: EnergyVad | SileroVad,
         *,
+        turn_over: Callable[[np.ndarray], float] | None = None,
         threshold: float = 0.5,
         start_seconds: float = 0.128,
-        pause_seconds: float = 0.2,
+        pause_seconds: float = 0.192,
         end_seconds: float = 0.55,
-        pre_roll_seconds: float = 0.4,
+        pre_roll_seconds: float = 0.5,
         max_seconds: float = 30.0,
     ) -> None:
         def frames(seconds: float) -> int:
@@ -131,6 +146,8 @@ class Endpointer:
         self._start_frames = frames(start_seconds)
         self._end_frames = frames(end_seconds)
         self._pause_frames = min(frames(pause_seconds), self._end_frames)
+        self._turn_over = turn_over
+        self._sure = {max(self._pause_frames, frames(silence)): sure for silence, sure in self.SURE}
         self._max_frames = frames(max_seconds)
         self._recent: deque[np.ndarray] = deque(maxlen=frames(pre_roll_seconds) + self._start_frames)
         self.reset()
@@ -167,6 +184,7 @@ class Endpointer:
         self._voiced_frames = 0  # of the utterance
         self._utterance: list[np.ndarray] = []
         self._paused: SpeechPause | None = None  # that the user has not gone on after
+        self._told = LONG - 1  # seconds of the utterance
 
     def feed(self, pcm: np.ndarray) -> list[SpeechEvent]:
         """Take float32 [n] in [-1, 1], any n, and return what happened in it, in order."""
@@ -219,9 +237,16 @@ class Endpointer:
         if self._silent == self._pause_frames:
             self._paused = SpeechPause(np.concatenate(self._utterance))
             events.append(self._paused)
-        if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames:
+        if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames or self._is_over():
             events.append(self._end())
+        elif not self._paused and (seconds := (len(self._utterance) - 1) * FRAME // SAMPLE_RATE) > self._told:
+            self._told = seconds  # and a frame more: what is computed of these seconds depends on the samples next to them
+            events.append(SpeechSoFar(np.concatenate(self._utterance)))
         return events
+
+    def _is_over(self) -> bool:
+        sure = self._sure.get(self._silent)
+        return sure is not None and self._turn_over is not None and self._turn_over(np.concatenate(self._utterance)) >= sure
 
     def _end(self) -> SpeechEnd:
         pcm = self._paused.pcm if self._paused else np.concatenate(self._utterance)

@@ -7,11 +7,11 @@ from typing import Any
 
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import TOKENS_PER_SECOND, Answer
-from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.history import History
 from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.tools import Tools, ToolTurn
-from omni_ros.dialogue.turn import Outcome, UserTurn, describe
+from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn, content, describe
 from omni_ros.errors import PromptTooLongError, RunawayError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
 
@@ -48,7 +48,7 @@ class TurnWorker:
     """Runs the newest submitted turn; at most one more waits. A turn lasts until its speech was heard.
 
     `conversation` offers generate, feed, cancel and reset as pipeline.conversation.Conversation. Between turns it is fed the
-    history as the next turn will send it.
+    history as the next turn will send it, and what is known of a turn that the user is still speaking.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class TurnWorker:
         self._current: UserTurn | None = None
         self._responses = 0
         self._closed = False
-        self._changed_history = True  # since the conversation was last fed
+        self._spoken: tuple[Look | None, Part | None] = (None, None)  # what is known of the turn that the user is speaking
+        self._unfed = True  # there is more to feed to the conversation than when it was last fed
         self._forgotten = False  # the conversation's rows are of no more use
         self._feeding = False
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
@@ -123,6 +124,14 @@ class TurnWorker:
         if dropped is not None:
             self._on_outcome(Outcome("dropped"))
 
+    def prepare(self, picture: Look | None, said: Part | None) -> None:
+        """Compute what is known of the turn that the user is speaking, once no answer is in progress. Neither: no turn."""
+        with self._changed:
+            self._spoken = picture, said
+            if picture or said:
+                self._unfed = True
+                self._changed.notify_all()
+
     def interrupt(self) -> None:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
@@ -150,7 +159,7 @@ class TurnWorker:
             self.withdraw()
             self._history.clear()
             self._skipped.clear()
-            self._forgotten = self._changed_history = True
+            self._forgotten = self._unfed = True
             if self._current is not None:
                 self._current.forgotten = True
             self._stop_feeding()
@@ -180,7 +189,7 @@ class TurnWorker:
             if self._waiting is None and (self._current is None or self._current.cancelled):
                 turn.open = True
                 self._waiting = turn
-                self._changed_history |= self._feeding  # to be fed again if the turn is withdrawn
+                self._unfed |= self._feeding  # to be fed again if the turn is withdrawn
                 self._stop_feeding()
                 self._changed.notify_all()
 
@@ -231,7 +240,7 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._changed_history or self._closed)
+            self._changed.wait_for(lambda: self._waiting is not None or self._unfed or self._closed)
             if self._closed:
                 return False
             turn, self._waiting = self._waiting, None
@@ -240,16 +249,16 @@ class TurnWorker:
                 self._tools.forget()  # it was not the very next turn's yes
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
+            spoken = self._spoken
             if turn is None or not turn.open:
-                self._changed_history = False
+                self._unfed = False
             self._feeding = turn is None
             if turn is not None:
                 self._begin(turn)
-            history = self._history.messages(self._system_prompt())
         if forgotten:
             self._conversation.reset()
         if turn is None:
-            self._feed(history)
+            self._feed(*spoken)
         else:
             self._take(turn)
         return True
@@ -260,15 +269,24 @@ class TurnWorker:
         turn.response = self._responses
         self._speech.begin(turn.response)
 
-    def _feed(self, history: list[Message]) -> None:
-        """Compute ahead what the next turn will begin with; the user does not wait for it then."""
+    def _feed(self, picture: Look | None, said: Part | None) -> None:
+        """Compute ahead what the next turn will begin with, in a history as short as it will be; nobody waits for it then."""
         try:
-            if not history and self._tools.offer:  # they stand ahead of everything
-                history = [{"role": "user", "content": ""}]
-            if history:
-                self._conversation.feed(history, special_tokens=False, tools=self._tools.offer)
-        except PromptTooLongError:
-            return  # the next turn shortens the history as far as it has to
+            parts, skip = content(picture, said), 0
+            while True:
+                with self._changed:
+                    remembered = len(self._history)
+                    messages = self._history.messages(self._system_prompt(), parts, skip)
+                if not messages and self._tools.offer:  # they stand ahead of everything
+                    messages = [{"role": "user", "content": ""}]
+                try:
+                    if messages:
+                        self._conversation.feed(messages, special_tokens=False, tools=self._tools.offer)
+                    return
+                except PromptTooLongError:
+                    if skip >= remembered:
+                        return
+                    skip += 1
         finally:
             with self._changed:
                 self._feeding = False
@@ -310,12 +328,12 @@ class TurnWorker:
             else:
                 self._history.add(content, answer.text[len(tools.said) :].lstrip() if tools.said else answer.text, tools.steps)
             self._tools.turn_over(tools, heard=not stopped)
-            self._changed_history = True
+            self._unfed = True
 
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
         answer = progress.answer
         try:
-            progress.content = [part for part in (turn.picture(), turn.said) if part is not None]
+            progress.content = content(turn.picture, turn.said)
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
