@@ -42,7 +42,7 @@ class ScriptedModel:
             raise fault
         number = len(self.requests)
         self.requests.append(request)
-        text = self.answers[number % len(self.answers)]
+        text = request.say or self.answers[number % len(self.answers)]
         words = [word + " " for word in text.split()]
         words[-1] = words[-1].rstrip()
         frames = len(words) * self.frames_per_word if request.audio_output else 0

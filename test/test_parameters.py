@@ -31,6 +31,6 @@ def test_the_generated_files_are_up_to_date():
 def test_generation_parameters_are_those_of_a_request():
     defaults = {f.name: f.default for f in fields(Request)}
     unset = {"speaker": None, "seed": None}  # ROS parameters have no null: empty and -1 stand for it
-    assert set(defaults) == {p.name for p in GENERATION} | {"messages", "streaming", "special_tokens"}
+    assert set(defaults) == {p.name for p in GENERATION} | {"messages", "streaming", "special_tokens", "say"}
     for p in GENERATION:
         assert defaults[p.name] == unset.get(p.name, p.default), p.name

@@ -19,6 +19,7 @@ from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.listener import Listener, Pcm
+from omni_ros.dialogue.say import say_turn
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn
 from omni_ros.dialogue.turn_worker import TurnWorker
@@ -37,6 +38,7 @@ class Settings:
 
     system_prompt: str = ""
     preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
+    say_preempts: bool = False  # what the robot is told to say stops what it is saying; False: it waits for its turn
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
     use_camera: bool = True  # the newest picture goes with each turn
     image_max_age: float = 1.0  # seconds since its arrival
@@ -159,6 +161,13 @@ class Dialogue:
             raise InputError("the text is empty")
         self._submit({"type": "text", "text": text})
 
+    def say(self, text: str) -> None:
+        """Words to speak as they are. They are remembered as the robot's own, and stop as an answer does when the user speaks.
+        InputError when there is nothing in it, or too much."""
+        if self._enabled:
+            self._worker.say(say_turn(text, self._clock.now()), preempt=self.settings.say_preempts)
+            self._tell_state()
+
     # ---- control ------------------------------------------------------------------------------------------------
 
     def cancel(self) -> bool:
@@ -185,6 +194,7 @@ class Dialogue:
         if self._listener.in_speech:
             self._face.user_speaking(False)
         self._listener.reset()
+        self._worker.hold_says(False)
         self._tell_state()
 
     def forget_picture(self) -> None:
@@ -233,6 +243,7 @@ class Dialogue:
 
     def _on_speech_start(self) -> None:
         self._face.user_speaking(True)
+        self._worker.hold_says(True)
         if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
             self._worker.interrupt()
         self._tell_state()
@@ -247,6 +258,7 @@ class Dialogue:
         self._face.user_speaking(False)
         if pcm is not None:
             self._submit({"type": "audio", "audio": pcm})
+        self._worker.hold_says(False)
         self._tell_state()
 
     def _submit(self, said: dict[str, Any]) -> None:

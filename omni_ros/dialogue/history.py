@@ -15,6 +15,8 @@ class History:
     and shows what the robot no longer sees. Sound stays the same array, by which a conversation knows it again.
     """
 
+    MOST_SAID = 8  # answers and announcements that one exchange is remembered with: a robot may talk all day to nobody
+
     def __init__(self, turns: int) -> None:
         self._exchanges: deque[list[Message]] = deque(maxlen=turns)
 
@@ -25,8 +27,8 @@ class History:
     @property
     def last_answer(self) -> str:
         """As it is remembered: of one that was cut off, the words that were heard."""
-        exchange = [message for exchange in list(self._exchanges)[-1:] for message in exchange]
-        return exchange[1]["content"][0]["text"] if len(exchange) > 1 else ""
+        said = [message for exchange in list(self._exchanges)[-1:] for message in exchange if message["role"] == "assistant"]
+        return said[-1]["content"][0]["text"] if said else ""
 
     def messages(self, system_prompt: str, content: list[dict] | None = None, skip: int = 0) -> list[Message]:
         """What is remembered without the `skip` oldest exchanges, and a new user turn of `content`, if there is one."""
@@ -35,15 +37,20 @@ class History:
         return [*system, *past, *([{"role": "user", "content": content}] if content else [])]
 
     def add(self, content: list[dict], answer: str) -> None:
-        """Remember a finished turn."""
+        """Remember a finished turn; one without `content`, of which the robot spoke by itself, goes with the exchange before."""
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        self._exchanges.append([_without_pictures(content), reply])
+        if content:
+            self._exchanges.append([_without_pictures(content), reply])
+            return
+        last = self._exchanges.pop() if self._exchanges else []
+        said = [message for message in last if message["role"] == "assistant"][1 - self.MOST_SAID :]
+        self._exchanges.append([*(message for message in last if message["role"] == "user"), *said, reply])
 
     def add_interrupted(self, content: list[dict], heard: str) -> None:
         """Remember a turn whose answer was cut off after the words `heard`; of one that began no word, the question."""
         if heard:
             self.add(content, heard + INTERRUPTED)
-        else:
+        elif content:
             self._exchanges.append([_without_pictures(content)])
 
     def drop(self, count: int) -> None:

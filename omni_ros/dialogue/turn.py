@@ -11,9 +11,10 @@ from omni_ros.errors import OmniError
 class UserTurn:
     """One user turn. `picture` is called on the worker's thread: decoding is too slow for whoever brings the turn."""
 
-    said: dict[str, Any]  # a text or audio part
+    said: dict[str, Any] | None  # a text or audio part; None of a turn that nobody asked for
     picture: Callable[[], dict[str, Any] | None]  # an image part
     closed_at: float  # when the user had finished
+    say: str = ""  # what the robot is to speak, word for word; the model then writes nothing
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile

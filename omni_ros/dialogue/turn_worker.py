@@ -8,6 +8,7 @@ from typing import Any
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
 from omni_ros.errors import PromptTooLongError
@@ -60,6 +61,7 @@ class TurnWorker:
         # Guards all below and the history. The conversation's cancel() is called inside it, to hit no turn but its own.
         self._changed = clock.condition()
         self._waiting: UserTurn | None = None
+        self._says = SayQueue()
         self._skipped: list[UserTurn] = []  # turns that were spoken over before their answer began: the history gets them
         self._current: UserTurn | None = None
         self._responses = 0
@@ -77,7 +79,7 @@ class TurnWorker:
 
     @property
     def waiting(self) -> int:
-        return int(self._waiting is not None)
+        return int(self._waiting is not None) + len(self._says)
 
     def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
@@ -91,6 +93,22 @@ class TurnWorker:
         if dropped is not None:
             self._on_outcome(Outcome("dropped"))
 
+    def say(self, turn: UserTurn, *, preempt: bool) -> None:
+        """Speak a text (see say.py) when no user waits or speaks; `preempt`: at once, in place of all that is or would be said.
+        Raises InputError when too many wait."""
+        with self._changed:
+            self._says.add(turn, urgent=preempt)
+            if preempt:
+                self._cancel_current()
+            self._stop_feeding()
+            self._changed.notify_all()
+
+    def hold_says(self, held: bool) -> None:
+        """The user speaks: say nothing meanwhile that can wait."""
+        with self._changed:
+            self._says.held = held
+            self._changed.notify_all()
+
     def interrupt(self) -> None:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
@@ -102,8 +120,9 @@ class TurnWorker:
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
-            stopped = self._current is not None or self._waiting is not None
+            stopped = self._current is not None or self.waiting > 0
             self._waiting = None
+            self._says.clear()
             self._cancel_current()
             return stopped
 
@@ -122,7 +141,7 @@ class TurnWorker:
     def join(self) -> None:
         """Until no turn waits and none is in progress."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and self._current is None)
+            self._changed.wait_for(lambda: self._waiting is None and self._current is None and not self._says.ready)
 
     def close(self, timeout: float) -> bool:
         """Stop for good; False when the turn in progress did not reach its next decode step in time."""
@@ -149,12 +168,14 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._changed_history or self._closed)
+            self._changed.wait_for(lambda: self._waiting or self._says.ready or self._changed_history or self._closed)
             if self._closed:
                 return False
-            turn, self._waiting = self._waiting, None
+            turn = self._says.take(user_waits=self._waiting is not None)
+            if turn is None:
+                turn, self._waiting = self._waiting, None
             for skipped in self._skipped:
-                self._history.add_interrupted([skipped.said], "")
+                self._history.add_interrupted([skipped.said] if skipped.said else [], "")
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
             self._changed_history = False
@@ -249,7 +270,8 @@ class TurnWorker:
                 remembered = len(self._history)
                 messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped)
             # what people say and type is data: no word of theirs is a command to the chat template
-            request = Request(messages, special_tokens=False, **self._options())
+            options = self._options()
+            request = say_request(turn.say, messages, options) if turn.say else Request(messages, special_tokens=False, **options)
             progress.answer.spoken = request.audio_output
             try:
                 finished = self._play(turn, request, progress)
@@ -279,8 +301,9 @@ class TurnWorker:
                 elif isinstance(event, TextDelta):
                     progress.first_text = progress.first_text or since
                     progress.answer.pieces.append((event.text, len(event.token_ids)))
-                    self._on_text(event.text)
-                elif isinstance(event, TextFinished):
+                    if not turn.say:
+                        self._on_text(event.text)
+                elif isinstance(event, TextFinished) and not turn.say:
                     self._on_response(event.text)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = progress.first_audio or since

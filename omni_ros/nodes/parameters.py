@@ -65,6 +65,7 @@ NODE = {
         _fixed("max_turn", 30.0, "seconds after which a turn is closed although the user still speaks", 1.0, 300.0),
         Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
         Parameter("preempt", True, "speech and prompts of the user stop the answer in progress; false: the newest waits"),
+        Parameter("say_preempts", False, "so do texts on topic say; false: they wait until nobody speaks"),
     ),
     "conversation": (
         Parameter("system_prompt", "", "instructions ahead of the conversation"),

@@ -35,6 +35,7 @@ class Request:
     first_chunk_frames: int = 1  # the first two speech chunks are this small ...
     chunk_frames: int = 8  # ... then every other one doubles, up to this size
     special_tokens: bool = True  # False: what looks like a special token in a text is plain text, as words of a stranger are
+    say: str | None = None  # words to speak, exactly these, in place of a reply: the Thinker writes none
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -63,6 +64,10 @@ class Request:
                 raise InputError(f"{name} = {value!r} must be a number from {lowest:g} to {high:g}{', or 0' * greedy}")
         if not isinstance(self.speaker, (str, NoneType)):
             raise InputError(f"speaker = {self.speaker!r} must be a name")
+        if self.say is not None and not (isinstance(self.say, str) and self.say.strip()):
+            raise InputError("say must be a text that is not empty")
+        if self.say is not None and not self.audio_output:
+            raise InputError("say speaks: it cannot go without audio_output")
 
 
 @dataclass(frozen=True)
