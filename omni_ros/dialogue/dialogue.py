@@ -22,6 +22,7 @@ from omni_ros.dialogue.listener import Listener, Pcm
 from omni_ros.dialogue.say import say_turn
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn
+from omni_ros.dialogue.turn_start import AfterWakeWord, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
 from omni_ros.errors import InputError
 
@@ -65,6 +66,9 @@ class Face:
     def user_speaking(self, speaking: bool) -> None:
         """The user begins to speak, or has ended."""
 
+    def awake(self, awake: bool) -> None:
+        """The wake word was said, or the time to speak after it is over."""
+
     def state(self, state: str) -> None:
         """It has become idle | listening | thinking | speaking | error | disabled."""
 
@@ -92,7 +96,7 @@ class Dialogue:
         conversation,
         face: Face,
         *,
-        endpointer: Endpointer | None = None,
+        endpointer: Endpointer | PushToTalk | AfterWakeWord | None = None,
         settings: Settings = Settings(),  # noqa: B008 - immutable
         history_turns: int = 2,
         speech_chunk: float = 0.06,  # seconds
@@ -124,6 +128,11 @@ class Dialogue:
             on_failure=face.failed,
             clock=clock,
         )
+        self._button_up = isinstance(endpointer, PushToTalk)
+        self._has_button = self._button_up
+        if isinstance(endpointer, AfterWakeWord):
+            endpointer.busy = lambda: self._worker.thinking or self._pacer.speaking
+            endpointer.on_awake = face.awake
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
@@ -147,9 +156,19 @@ class Dialogue:
         from `size` bytes."""
         if self._enabled:
             echo = self._pacer.speaking or self._clock.now() - self._pacer.silent_since < ECHO_TAIL
-            muted = echo and self.settings.mute_while_speaking
+            muted = self._button_up if self._has_button else echo and self.settings.mute_while_speaking
             size = size if callable(pcm) else pcm.nbytes
             self._listener.hear(pcm if callable(pcm) else lambda: pcm, size, muted)
+
+    def push_to_talk(self, held: bool) -> None:
+        """The button is held, or up. InputError when no button begins a turn."""
+        if not self._has_button:
+            raise InputError("turn_start is not push_to_talk: nobody waits for a button")
+        pressed, self._button_up = held and self._button_up, not held
+        if pressed and self._enabled and self.settings.preempt:
+            self._worker.interrupt()
+        if not held:  # in the order of the sound: no more of it may come
+            self._listener.hear(lambda: np.zeros(1, np.float32), 0, True)
 
     def see(self, picture: Picture | Callable[[], Picture]) -> None:
         """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it."""

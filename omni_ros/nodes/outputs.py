@@ -31,6 +31,7 @@ class Outputs(Face):
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
         self._speaking = publisher(Bool, "speaking", LATCHED)
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
+        self._awake = publisher(Bool, "awake", LATCHED)
         self._state = publisher(String, "state", LATCHED)
         self._log = node.get_logger()
         self._health = health
@@ -68,6 +69,9 @@ class Outputs(Face):
 
     def user_speaking(self, speaking: bool) -> None:
         self._user_speaking.publish(Bool(data=speaking))
+
+    def awake(self, awake: bool) -> None:
+        self._awake.publish(Bool(data=awake))
 
     def state(self, state: str) -> None:
         with self._lock:

@@ -14,8 +14,9 @@ YAML_HEAD = """\
 # changed at any time and count from the next turn on. Whole numbers will do for decimal ones.
 #
 # Topics are relative and can be remapped, e.g. `-r image_raw:=/camera/color/image_raw`:
-#   subscribed  image_raw (or image_raw/compressed, remapped under that name), audio, audio_info, prompt, say
-#   published   response_stream, response, speech/audio, speaking, user_speaking, state
+#   subscribed  image_raw (or image_raw/compressed, remapped under that name), audio, audio_info, prompt, say,
+#               facts, push_to_talk
+#   published   response_stream, response, transcript, speech/audio, speaking, user_speaking, awake, state
 #   services    ~/cancel, ~/reset, ~/enable
 # speech/audio is std_msgs/Int16MultiArray: signed 16 bit, mono, 24 kHz.
 

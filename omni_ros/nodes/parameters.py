@@ -35,6 +35,7 @@ def _fixed(name: str, default: Any, description: str, low=None, high=None, const
 
 
 VERIFY = "full: every byte before the first answer; sizes: no byte; auto: every byte, behind the running node if that is slow"
+WAKE_WORDS = "okay_nabu, hey_jarvis, hey_mycroft, alexa, or a model's .json file"
 NODE = {
     "engines": (
         _fixed("engine_dir", "", "folder that offline.build_engines made; ~ is the home folder", constraint="required"),
@@ -57,6 +58,10 @@ NODE = {
         _fixed("audio_timeout_drops", False, "it is then dropped, instead of answering what was heard of it"),
     ),
     "turn taking": (
+        _fixed("turn_start", "voice", "what begins a spoken turn", constraint="voice, push_to_talk (a topic), wake_word"),
+        _fixed("wake_word", "okay_nabu", "for turn_start: wake_word, package pymicro-wakeword", constraint=WAKE_WORDS),
+        _fixed("wake_word_window", 8.0, "seconds after the wake word in which a turn may begin", 1.0, 600.0),
+        _fixed("follow_up_window", 8.0, "seconds after an answer in which a turn may begin without the wake word", 0.0, 600.0),
         _fixed("vad", "auto", "voice activity detector", constraint="energy, silero, or auto: silero if it is installed"),
         _fixed("vad_threshold", 0.5, "voice probability that counts as speech", 0.05, 0.95),
         _fixed("speech_start", 0.128, "seconds of voice that begin a turn; a click is shorter", 0.032, 1.0),
