@@ -41,6 +41,7 @@ class Settings:
     preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
     say_preempts: bool = False  # what the robot is told to say stops what it is saying; False: it waits for its turn
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
+    transcript: bool = False  # what the user said is written down, when there is time for it
     use_camera: bool = True  # the newest picture goes with each turn
     image_max_age: float = 1.0  # seconds since its arrival
     image_max_pixels: int = 307200
@@ -56,6 +57,9 @@ class Face:
 
     def response(self, text: str) -> None:
         """The whole answer, once it is written."""
+
+    def transcript(self, text: str) -> None:
+        """What the user said in the last spoken turn, some time after its answer, if no new turn came first."""
 
     def speech(self, pcm: np.ndarray) -> None:
         """To be played now: float32 [n] in -1..1 at 24 kHz."""
@@ -121,8 +125,10 @@ class Dialogue:
             self.history,
             system_prompt=lambda: self.settings.system_prompt,
             options=lambda: self.settings.generation,
+            transcribes=lambda: self.settings.transcript,
             on_text=face.text,
             on_response=face.response,
+            on_transcript=face.transcript,
             on_outcome=self._on_outcome,
             on_change=self._tell_state,
             on_failure=face.failed,

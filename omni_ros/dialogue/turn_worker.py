@@ -1,7 +1,7 @@
 """Answers turns on its own thread, one at a time, so that whoever hears or reads them only hands them over."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
 from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
+from omni_ros.dialogue.transcript import transcript_request
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
 from omni_ros.errors import PromptTooLongError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
@@ -40,8 +41,10 @@ class TurnWorker:
         *,
         system_prompt: Callable[[], str],
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
+        transcribes: Callable[[], bool],  # whether on_transcript wants to know
         on_text: Callable[[str], None],
         on_response: Callable[[str], None],  # the whole text, once it is written
+        on_transcript: Callable[[str], None],  # the user's words, some time after the answer
         on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
         on_change: Callable[[], None],  # a turn began or ended
         on_failure: Callable[[Exception], None],
@@ -52,6 +55,8 @@ class TurnWorker:
         self._history = history
         self._system_prompt = system_prompt
         self._options = options
+        self._transcribes = transcribes
+        self._on_transcript = on_transcript
         self._on_text = on_text
         self._on_response = on_response
         self._on_outcome = on_outcome
@@ -69,6 +74,7 @@ class TurnWorker:
         self._changed_history = True  # since the conversation was last fed
         self._forgotten = False  # the conversation's rows are of no more use
         self._feeding = False
+        self._untold = False  # the words of the last turn were not written down yet
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
@@ -76,6 +82,10 @@ class TurnWorker:
         """Whether a turn waits for its answer or is being answered."""
         current = self._current
         return self._waiting is not None or (current is not None and not current.answered)
+
+    @property
+    def _has_turn(self) -> bool:
+        return self._waiting is not None or self._says.ready
 
     @property
     def waiting(self) -> int:
@@ -133,6 +143,7 @@ class TurnWorker:
             self._history.clear()
             self._skipped.clear()
             self._forgotten = self._changed_history = True
+            self._untold = False
             if self._current is not None:
                 self._current.forgotten = True
             self._stop_feeding()
@@ -141,7 +152,7 @@ class TurnWorker:
     def join(self) -> None:
         """Until no turn waits and none is in progress."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and self._current is None and not self._says.ready)
+            self._changed.wait_for(lambda: not self._has_turn and self._current is None)
 
     def close(self, timeout: float) -> bool:
         """Stop for good; False when the turn in progress did not reach its next decode step in time."""
@@ -168,7 +179,7 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._says.ready or self._changed_history or self._closed)
+            self._changed.wait_for(lambda: self._has_turn or self._changed_history or self._closed)
             if self._closed:
                 return False
             turn = self._says.take(user_waits=self._waiting is not None)
@@ -186,7 +197,10 @@ class TurnWorker:
         if forgotten:
             self._conversation.reset()
         if turn is None:
-            self._feed(history)
+            try:
+                self._transcribe(history)
+            finally:
+                self._feed(history)
         else:
             self._take(turn)
         return True
@@ -197,10 +211,23 @@ class TurnWorker:
         turn.response = self._responses
         self._speech.begin(turn.response)
 
+    def _transcribe(self, history: list[Message]) -> None:
+        """Write down what the user said, unless a new turn comes: that cancels it as it cancels a feed."""
+        untold, self._untold = self._untold, False
+        request = transcript_request(history) if untold and self._transcribes() else None
+        with self._changed:
+            if request is None or self._has_turn:
+                return
+            events = self._conversation.generate(request)
+        with closing(events), suppress(PromptTooLongError):  # there is room for the history, but for no question more
+            for event in events:
+                if isinstance(event, Finished) and event.reason != "cancelled" and event.text.strip():
+                    self._on_transcript(event.text.strip())
+
     def _feed(self, history: list[Message]) -> None:
         """Compute ahead what the next turn will begin with; the user does not wait for it then."""
         try:
-            if history:
+            if history and not self._has_turn:  # a cancel() from here on is the conversation's to hear
                 self._conversation.feed(history, special_tokens=False)
         except PromptTooLongError:
             return  # the next turn shortens the history as far as it has to
@@ -240,6 +267,7 @@ class TurnWorker:
             else:
                 self._history.add(content, answer.text)
             self._changed_history = True
+            self._untold = turn.said is not None and turn.said["type"] == "audio"
 
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
         answer = progress.answer

@@ -13,6 +13,7 @@ from omni_ros.dialogue.turn import Outcome, describe
 from omni_ros.errors import InputError
 from omni_ros.nodes import messages
 from omni_ros.nodes.diagnostics import CUT_SHORT, LONGEST, Health
+from omni_ros.nodes.live_speech import live_speech
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STREAM = QoSProfile(depth=100)
@@ -28,6 +29,8 @@ class Outputs(Face):
         answers = node.create_lifecycle_publisher  # silent unless active
         self._response_stream = publisher(String, "response_stream", STREAM, answers)
         self._response = publisher(String, "response", QoSProfile(depth=10), answers)
+        self._transcript = publisher(String, "transcript", QoSProfile(depth=10), answers)
+        self._live_speech = live_speech(node)
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
         self._speaking = publisher(Bool, "speaking", LATCHED)
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
@@ -60,6 +63,10 @@ class Outputs(Face):
 
     def response(self, text: str) -> None:
         self._response.publish(String(data=text))
+
+    def transcript(self, text: str) -> None:
+        self._transcript.publish(String(data=text))
+        self._live_speech(text)
 
     def speech(self, pcm: np.ndarray) -> None:
         self._speech_audio.publish(messages.fill_pcm(Int16MultiArray(), pcm))

@@ -74,6 +74,8 @@ NODE = {
     ),
     "conversation": (
         Parameter("system_prompt", "", "instructions ahead of the conversation"),
+        Parameter("facts_max_age", 10.0, "seconds since its arrival after which a fact of topic facts is not told", 0.0, 86400.0),
+        Parameter("transcript", False, "write down what the user said, on topic transcript, when the answer was heard"),
         _fixed("history_turns", 2, "exchanges that the model is reminded of", 0, 100),
     ),
     "speech": (
