@@ -19,6 +19,7 @@ from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.listener import Listener, Pcm
+from omni_ros.dialogue.perception import Perception
 from omni_ros.dialogue.say import say_turn
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn
@@ -45,6 +46,7 @@ class Settings:
     use_camera: bool = True  # the newest picture goes with each turn
     image_max_age: float = 1.0  # seconds since its arrival
     image_max_pixels: int = 307200
+    facts_max_age: float = 10.0  # seconds since its arrival after which a fact is not told
     generation: dict[str, Any] = field(default_factory=dict)  # arguments of Request
 
 
@@ -80,7 +82,7 @@ class Face:
         """An answer was made, or failed."""
 
     def bad_input(self, source: str, error: InputError) -> None:
-        """Sound or a picture cannot be used and is passed over; `source` is audio or camera."""
+        """Something cannot be used and is passed over; `source` is audio, camera or facts."""
 
     def sound_stopped(self, seconds: float, dropped: bool) -> None:
         """The microphone fell silent inside an utterance, which was closed there, or dropped."""
@@ -117,6 +119,7 @@ class Dialogue:
         self._last_failed = False
         self._state = ""
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
+        self.perception = Perception(clock)
         self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
         self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
         self._worker = TurnWorker(
@@ -179,6 +182,10 @@ class Dialogue:
     def see(self, picture: Picture | Callable[[], Picture]) -> None:
         """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it."""
         self._picture = (picture if callable(picture) else lambda: picture), self._clock.now()
+
+    def perceive(self, facts: str) -> None:
+        """What sensors and programs know, for the turns to come: see Perception.tell. InputError when it cannot be used."""
+        self.perception.tell(facts)
 
     def ask(self, text: str) -> None:
         """A typed turn. InputError when there is nothing in it."""
@@ -261,6 +268,7 @@ class Dialogue:
             "speech backlog s": self._pacer.backlog,
             "speech gaps": self._pacer.gaps,
             "picture age s": age,
+            "facts known": len(self.perception),
             "answer remembered": self.history.last_answer,
         }
 
@@ -304,7 +312,10 @@ class Dialogue:
                 self._face.bad_input("camera", error)
                 return None
 
-        self._worker.submit(UserTurn(said, picture, closed_at=now), preempt=settings.preempt)
+        def context() -> dict[str, Any] | None:
+            return self.perception.part(settings.facts_max_age, lambda error: self._face.bad_input("facts", error))
+
+        self._worker.submit(UserTurn(said, picture, closed_at=now, context=context), preempt=settings.preempt)
         self._tell_state()
 
     def _on_speaking(self, speaking: bool) -> None:

@@ -12,7 +12,8 @@ class History:
     """System prompt and the last `turns` exchanges. Messages have the form of a request file's `messages`.
 
     A past exchange keeps the user's words and speech but not the pictures: a camera frame costs hundreds of tokens
-    and shows what the robot no longer sees. Sound stays the same array, by which a conversation knows it again.
+    and shows what the robot no longer sees. Nor does it keep texts that are marked as passing, as facts with an age are.
+    Sound stays the same array, by which a conversation knows it again.
     """
 
     MOST_SAID = 8  # answers and announcements that one exchange is remembered with: a robot may talk all day to nobody
@@ -62,5 +63,9 @@ class History:
         self._exchanges.clear()
 
 
+def _lasts(part: dict) -> bool:
+    return part["type"] in ("text", "audio") and not part.get("passing")
+
+
 def _without_pictures(content: list[dict]) -> Message:
-    return {"role": "user", "content": [part for part in content if part["type"] in ("text", "audio")]}
+    return {"role": "user", "content": [part for part in content if _lasts(part)]}

@@ -14,6 +14,7 @@ class UserTurn:
     said: dict[str, Any] | None  # a text or audio part; None of a turn that nobody asked for
     picture: Callable[[], dict[str, Any] | None]  # an image part
     closed_at: float  # when the user had finished
+    context: Callable[[], dict[str, Any] | None] = lambda: None  # a text part of what the robot knows, called as `picture` is
     say: str = ""  # what the robot is to speak, word for word; the model then writes nothing
     response: int = 0
     cancelled: bool = False

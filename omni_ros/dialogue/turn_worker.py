@@ -272,7 +272,7 @@ class TurnWorker:
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
         answer = progress.answer
         try:
-            progress.content = [part for part in (turn.picture(), turn.said) if part is not None]
+            progress.content = [part for part in (turn.picture(), turn.said, turn.context()) if part is not None]
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()

@@ -56,6 +56,7 @@ class Inputs:
             for topic, kind, take in (
                 ("prompt", String, dialogue.ask),
                 ("say", String, dialogue.say),
+                ("facts", String, dialogue.perceive),
                 ("push_to_talk", Bool, dialogue.push_to_talk),
             )
         ]

@@ -35,6 +35,7 @@ def _fixed(name: str, default: Any, description: str, low=None, high=None, const
 
 
 VERIFY = "full: every byte before the first answer; sizes: no byte; auto: every byte, behind the running node if that is slow"
+TRANSPORTS = "raw: image_raw; compressed: image_raw/compressed; points: points, a coloured organised PointCloud2"
 WAKE_WORDS = "okay_nabu, hey_jarvis, hey_mycroft, alexa, or a model's .json file"
 NODE = {
     "engines": (
