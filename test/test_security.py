@@ -20,7 +20,12 @@ def allowed(node: str, kind: str, what: str) -> set[str]:
     return {name.replace("~", f"/{node}") if name[0] in "~/" else f"/{name}" for name in names}
 
 
-OPTIONAL = {"/clock", "/audio_info", "/image_raw/compressed"}  # of simulated time, of a message package, of a parameter
+OPTIONAL = {
+    "/clock",
+    "/audio_info",
+    "/image_raw/compressed",
+    "/points",
+}  # of simulated time, of a message package, of a parameter
 
 
 def test_the_policy_of_the_node_is_what_the_node_uses(omni):

@@ -36,6 +36,7 @@ class Inputs:
             node,
             transport=value("image_transport"),
             see=dialogue.see,
+            measure=functools.partial(dialogue.perception.put, "distance of what I see"),
             on_bad=functools.partial(outputs.bad, "camera"),
         )
         try:

@@ -14,7 +14,7 @@ YAML_HEAD = """\
 # changed at any time and count from the next turn on. Whole numbers will do for decimal ones.
 #
 # Topics are relative and can be remapped, e.g. `-r image_raw:=/camera/color/image_raw`:
-#   subscribed  image_raw (or image_raw/compressed, remapped under that name), audio, audio_info, prompt, say,
+#   subscribed  image_raw (or image_raw/compressed, remapped under that name, or points), audio, audio_info, prompt, say,
 #               facts, push_to_talk
 #   published   response_stream, response, transcript, speech/audio, speaking, user_speaking, awake, state
 #   services    ~/cancel, ~/reset, ~/enable

@@ -46,7 +46,7 @@ NODE = {
         Parameter("lock_parameters", False, "refuse every later change of a parameter, of this one too, until the node ends"),
     ),
     "camera": (
-        _fixed("image_transport", "raw", "camera topic", constraint="raw: image_raw, compressed: image_raw/compressed"),
+        _fixed("image_transport", "raw", "camera topic", constraint=TRANSPORTS),
         Parameter("use_camera", True, "attach the newest picture to each turn"),
         Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
         Parameter("image_max_pixels", 307200, "larger pictures are shrunk; 1024 pixels cost one token", 1024, 16777216),
