@@ -21,6 +21,7 @@ from omni_ros.dialogue.history import History
 from omni_ros.dialogue.listener import Listener, Pcm
 from omni_ros.dialogue.perception import Perception
 from omni_ros.dialogue.say import say_turn
+from omni_ros.dialogue.sight import Frame, Picture, Sight
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn
 from omni_ros.dialogue.turn_start import AfterWakeWord, PushToTalk
@@ -30,8 +31,6 @@ from omni_ros.errors import InputError
 # A loudspeaker and its driver are late: the robot is heard for a little longer than the pacer's clock says.
 ECHO_TAIL = 0.2  # seconds
 AT_EXIT = 2.0  # seconds that the model is given when a program ends without close()
-
-Picture = np.ndarray  # uint8 RGB [H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Settings:
     use_camera: bool = True  # the newest picture goes with each turn
     image_max_age: float = 1.0  # seconds since its arrival
     image_max_pixels: int = 307200
+    video_frames: int = 0  # so many of the last go with each turn as a video instead
+    video_fps: float = 2.0  # of them per second, at most
     facts_max_age: float = 10.0  # seconds since its arrival after which a fact is not told
     generation: dict[str, Any] = field(default_factory=dict)  # arguments of Request
 
@@ -120,7 +121,7 @@ class Dialogue:
         self._state = ""
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self.perception = Perception(clock)
-        self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
+        self._sight = Sight()
         self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
         self._worker = TurnWorker(
             conversation,
@@ -179,9 +180,11 @@ class Dialogue:
         if not held:  # in the order of the sound: no more of it may come
             self._listener.hear(lambda: np.zeros(1, np.float32), 0, True)
 
-    def see(self, picture: Picture | Callable[[], Picture]) -> None:
-        """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it."""
-        self._picture = (picture if callable(picture) else lambda: picture), self._clock.now()
+    def see(self, picture: Picture | Callable[[], Picture], size: int = 0) -> None:
+        """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it, from `size`
+        bytes."""
+        decode, size = (picture, size) if callable(picture) else (lambda: picture, picture.nbytes)
+        self._sight.see(Frame(decode, size, self._clock.now()), self.settings.video_frames, self.settings.video_fps)
 
     def perceive(self, facts: str) -> None:
         """What sensors and programs know, for the turns to come: see Perception.tell. InputError when it cannot be used."""
@@ -231,7 +234,7 @@ class Dialogue:
 
     def forget_picture(self) -> None:
         """As when the camera goes."""
-        self._picture = None
+        self._sight.forget()
 
     def join(self) -> None:
         """Until every turn was answered and its speech was heard."""
@@ -261,13 +264,12 @@ class Dialogue:
 
     def facts(self) -> dict[str, object]:
         """For a diagnostic: what waits where."""
-        age = self._clock.now() - self._picture[1] if self._picture is not None else float("inf")
         return {
             "vad": self._listener.vad_name,
             "waiting turns": self._worker.waiting,
             "speech backlog s": self._pacer.backlog,
             "speech gaps": self._pacer.gaps,
-            "picture age s": age,
+            "picture age s": self._sight.age(self._clock.now()),
             "facts known": len(self.perception),
             "answer remembered": self.history.last_answer,
         }
@@ -299,18 +301,15 @@ class Dialogue:
         if not self._enabled:
             return
         settings, now = self.settings, self._clock.now()
-        decode, arrived = self._picture or (None, 0.0)
-        if not settings.use_camera or now - arrived > settings.image_max_age:
-            decode = None
-
-        def picture() -> dict[str, Any] | None:
-            if decode is None:
-                return None
-            try:
-                return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
-            except InputError as error:  # the words are worth an answer alone
-                self._face.bad_input("camera", error)
-                return None
+        look = self._sight.look(
+            now,
+            max_age=settings.image_max_age,
+            max_pixels=settings.image_max_pixels,
+            frames=settings.video_frames,
+            fps=settings.video_fps,
+            on_bad=lambda error: self._face.bad_input("camera", error),
+        )
+        picture = look if look is not None and settings.use_camera else lambda: None
 
         def context() -> dict[str, Any] | None:
             return self.perception.part(settings.facts_max_age, lambda error: self._face.bad_input("facts", error))

@@ -32,7 +32,7 @@ class Camera:
         node: LifecycleNode,
         *,
         transport: str,
-        see: Callable[[Callable[[], np.ndarray]], None],  # Dialogue.see: decodes to uint8 RGB [H, W, 3], if ever
+        see: Callable[[Callable[[], np.ndarray], int], None],  # Dialogue.see: decodes to uint8 RGB [H, W, 3], if ever
         measure: Callable[[Callable[[], str]], None],  # takes the distances of what is seen, in words, if ever asked
         on_bad: Callable[[str], None],
     ) -> None:
@@ -56,6 +56,6 @@ class Camera:
         except InputError as error:
             self._on_bad(str(error))
         else:
-            self._see(lambda: self._decode(msg))
+            self._see(lambda: self._decode(msg), messages.array_bytes(msg))
             if isinstance(msg, PointCloud2):
                 self._measure(lambda: distances(msg))

@@ -69,3 +69,4 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._dialogue.stop_listening()
         self._dialogue.forget_picture()
+        self._dialogue.perception.clear()

@@ -49,6 +49,8 @@ NODE = {
         _fixed("image_transport", "raw", "camera topic", constraint=TRANSPORTS),
         Parameter("use_camera", True, "attach the newest picture to each turn"),
         Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
+        Parameter("video_frames", 0, "attach the last so many frames as a video instead; 0: one picture", 0, 64),
+        Parameter("video_fps", 2.0, "frames of it per second, if the camera sends as many", 0.1, 60.0),
         Parameter("image_max_pixels", 307200, "larger pictures are shrunk; 1024 pixels cost one token", 1024, 16777216),
     ),
     "microphone": (
