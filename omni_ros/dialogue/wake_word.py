@@ -1,5 +1,7 @@
 """A wake word in a 16 kHz stream: microWakeWord's small networks (package pymicro-wakeword, 3 ms per second of sound)."""
 
+import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +19,19 @@ class WakeWord:
 
     def __init__(self, name: str) -> None:
         try:
-            from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures, Model  # optional, so only where it is asked for
+            package = importlib.import_module("pymicro_wakeword")  # optional, so only where it is asked for
         except Exception as error:  # noqa: BLE001 - not installed, or a build that does not load here
             raise InputError(f"turn_start is wake_word, but {error}: pip install pymicro-wakeword") from error
-        known = {model.value: model for model in Model}
+        known, kind = {model.value: model for model in package.Model}, package.MicroWakeWord
         if name not in known and not name.endswith(".json"):
             raise InputError(f"wake_word is {name!r}, but must be one of {', '.join(known)} or the .json file of a model")
         try:
-            self._word = MicroWakeWord.from_builtin(known[name]) if name in known else _load(MicroWakeWord, Path(name))
+            self._word = kind.from_builtin(known[name]) if name in known else _load(kind, Path(name))
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged description, or a library that does not load here
             raise InputError(f"wake_word {name}: cannot be loaded ({error})") from error
-        self._features = MicroWakeWordFeatures()
+        self._features = package.MicroWakeWordFeatures()
         self._fresh = True
 
     def reset(self) -> None:
@@ -53,8 +55,6 @@ class WakeWord:
 
 def _load(kind, description: Path):
     """The package does not look whether TensorFlow Lite could read a model, and ends the process when it could not."""
-    import json
-
     model = description.parent / json.loads(description.read_text())["model"]
     with model.open("rb") as file:
         if file.read(8)[4:] != b"TFL3":
