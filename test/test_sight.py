@@ -51,6 +51,10 @@ def test_a_camera_that_had_stopped_shows_one_scene_only():
     sight = Sight()
     show(sight, [0.0, 0.1, 0.2, 9.0, 9.1], 5)
     assert numbers(look(sight, 9.2, 5)) == [3, 4]
+    slow = Sight()
+    show(slow, [0.0, 0.8, 1.6], 5, fps=2.0)  # slower than was asked for
+    part = look(slow, 1.6, 5, fps=2.0)
+    assert numbers(part) == [0, 1, 2] and part["fps"] == 1.25
 
 
 def test_one_frame_is_a_picture_and_so_is_everything_without_video():

@@ -24,7 +24,7 @@ from omni_ros.dialogue.say import say_turn
 from omni_ros.dialogue.sight import Frame, Picture, Sight
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import Outcome, UserTurn
-from omni_ros.dialogue.turn_start import AfterWakeWord, PushToTalk
+from omni_ros.dialogue.turn_start import AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
 from omni_ros.errors import InputError
 
@@ -103,7 +103,7 @@ class Dialogue:
         conversation,
         face: Face,
         *,
-        endpointer: Endpointer | PushToTalk | AfterWakeWord | None = None,
+        endpointer: Ears | None = None,
         settings: Settings = Settings(),  # noqa: B008 - immutable
         history_turns: int = 2,
         speech_chunk: float = 0.06,  # seconds

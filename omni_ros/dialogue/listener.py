@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechEvent, SpeechGoesOn, SpeechPause, SpeechStart
+from omni_ros.dialogue.endpoint import SAMPLE_RATE, SpeechEnd, SpeechEvent, SpeechGoesOn, SpeechPause, SpeechStart
+from omni_ros.dialogue.turn_start import Ears
 from omni_ros.errors import InputError
 
 SLICE = SAMPLE_RATE // 2  # samples between two looks at whether anybody still wants to know
@@ -24,7 +25,7 @@ class Listener:
 
     def __init__(
         self,
-        endpointer: Endpointer,
+        endpointer: Ears,
         *,
         on_start: Callable[[], None],
         on_pause: Callable[[Pcm], None],  # the utterance may be over

@@ -15,6 +15,7 @@ from omni_ros.errors import InputError
 Picture = np.ndarray  # uint8 RGB [H, W, 3]
 Look = Callable[[], dict[str, Any] | None]  # decodes to an image or video part; None where that cannot be done
 
+STOPPED = 1.0  # seconds without a frame, or three that were due: what comes then is another scene
 MOST_BYTES = 128 << 20  # of undecoded frames; the newest is kept in any case
 
 
@@ -64,8 +65,10 @@ class Sight:
             seen = list(self._frames)[-max(1, frames) :]
         if not seen or now - seen[-1].arrived > max_age:
             return None
-        # A camera that had stopped meanwhile shows two scenes: one rate is right for the last only.
-        seen = [frame for frame in seen if seen[-1].arrived - frame.arrived <= 1.5 * max(1, frames - 1) / fps]
+        for i in range(len(seen) - 1, 0, -1):
+            if seen[i].arrived - seen[i - 1].arrived > max(STOPPED, 3 / fps):
+                seen = seen[i:]  # the camera had stopped: one rate is right for the last scene only
+                break
 
         @functools.cache
         def decoded() -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ class PushToTalk:
 
     def skip(self, samples: int) -> list[SpeechEvent]:
         """The button is up."""
-        end = [self.close()] if self._in_speech else []
+        end: list[SpeechEvent] = [self.close()] if self._in_speech else []
         if self._held or self._ended:
             self.reset()
         return end
@@ -135,3 +135,6 @@ class AfterWakeWord:
         self._endpointer.reset()
         self._wake_word.reset()
         self.on_awake(False)
+
+
+Ears = Endpointer | PushToTalk | AfterWakeWord

@@ -110,13 +110,17 @@ class TurnWorker:
             self._says.add(turn, urgent=preempt)
             if preempt:
                 self._cancel_current()
-            self._stop_feeding()
-            self._changed.notify_all()
+            self._says_may_begin()
 
     def hold_says(self, held: bool) -> None:
         """The user speaks: say nothing meanwhile that can wait."""
         with self._changed:
             self._says.held = held
+            self._says_may_begin()
+
+    def _says_may_begin(self) -> None:
+        if self._says.ready:
+            self._stop_feeding()
             self._changed.notify_all()
 
     def interrupt(self) -> None:

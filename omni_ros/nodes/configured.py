@@ -9,7 +9,7 @@ from rclpy.lifecycle import LifecycleNode
 
 from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
-from omni_ros.dialogue.turn_start import TURN_STARTS, AfterWakeWord, PushToTalk
+from omni_ros.dialogue.turn_start import TURN_STARTS, AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.wake_word import WakeWord
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
@@ -43,7 +43,7 @@ class Configured:
             pre_roll_seconds=value("pre_roll"),
             max_seconds=value("max_turn"),
         )
-        ears: Endpointer | PushToTalk | AfterWakeWord = endpointer
+        ears: Ears = endpointer
         if (turn_start := value("turn_start")) not in TURN_STARTS:
             raise InputError(f"parameter turn_start is {shown(turn_start)}, but must be one of {', '.join(TURN_STARTS)}")
         if turn_start == "push_to_talk":
