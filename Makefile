@@ -14,7 +14,7 @@ QUICK := package parameters messages dialogue endpoint speech_pacer preprocess_a
 QUICK_FILES := $(wildcard $(QUICK:%=test/test_%.py))
 QUICK_CASES := not tensorrt and not odd and not published
 
-.PHONY: help setup demo test test-quick test-newest lint fuzz soak bench bench-gpu demo-model clean
+.PHONY: help setup demo test test-quick test-newest lint fuzz soak bench bench-gpu quality demo-model clean
 help:
 	@echo "make demo        ask the shipped model about shapes on a table: see demo_output/ afterwards"
 	@echo "make test        the whole test suite against transformers"
@@ -24,6 +24,7 @@ help:
 	@echo "make soak        live with the node for MINUTES=30: nothing of it may grow"
 	@echo "make test-newest make test-quick with the newest release of every dependency that setup.py allows"
 	@echo "make bench       measure; make bench-gpu WORK=FOLDER   measure on a large NVIDIA GPU"
+	@echo "make quality     what int4 and NVFP4 cost the shipped model: answers, voice, logits; half an hour"
 	@echo "make demo-model  train the model of the demo: one or two large NVIDIA GPUs, 20 minutes on two H100"
 	@echo "make setup       only install what all of them need, into .venv;   make clean   remove it"
 
@@ -66,6 +67,11 @@ bench: .venv/.full
 # make bench-gpu WORK=/dev/shm/omni: 54 GB there at most; the engines stay, 23 GB. Without WORK they are made in bench_output and deleted.
 bench-gpu: .venv/.full
 	$(BIN)/python -m bench.gpu $(if $(WORK),--work $(WORK))
+
+# See docs/quality.md and training/README.md: speech synthesisers from Debian ask the questions. make quality DEVICE=cuda on a GPU.
+quality: .venv/.full
+	$(PIP) install -qq --editable ".[training,listen]"
+	$(BIN)/python -m training.quality $(if $(DEVICE),--device $(DEVICE))
 
 # Trains demo/model anew; see training/README.md for the speech synthesisers that it needs.
 demo-model: .venv/.full

@@ -37,7 +37,7 @@ PARAMETERS = {
 
 def measure(output: Path, threads: int, repetitions: int) -> Part:
     os.environ.update(
-        ROS_DOMAIN_ID=str(101 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output.resolve())
+        ROS_DOMAIN_ID=str(102 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output.resolve())
     )
     turns = 2 * repetitions
     events_file, log = output / "ros_events.txt", output / "ros_node.log"

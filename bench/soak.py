@@ -37,6 +37,7 @@ PARAMETERS = {
     "max_generate_length": 12,
     "max_audio_length": 15,
     "threads": 1,
+    "runaway_limit": 0,  # random weights do nothing but run away
 }
 MIX = {"typed": 5, "spoken": 2, "cancelled": 2, "interrupted": 2, "attacked": 3}  # how often each comes, of 14
 
@@ -102,7 +103,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 def soak(minutes: float, seed: int, output: Path, engines: Path) -> dict[str, Any]:
     os.environ.update(
-        ROS_DOMAIN_ID=str(101 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output)
+        ROS_DOMAIN_ID=str(102 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_LOG_DIR=str(output)
     )
     from bench.soak_client import ATTACKS, Client
 
@@ -148,15 +149,17 @@ def soak(minutes: float, seed: int, output: Path, engines: Path) -> dict[str, An
         "defects": defects,
         "exit": code,
         "latency_s": summary(client),
+        "latencies": {name: [(at - watched.started, s) for at, s in v] for name, v in client.latencies.items()},
         "samples": watched.samples,
     }
 
 
 def summary(client: "Client") -> dict[str, dict[str, float]]:
     """Of each kind of latency: how many, median, 99th percentile, longest."""
+    seconds = {name: [s for _, s in v] for name, v in sorted(client.latencies.items())}
     return {
         name: {"n": len(v), "median": float(np.median(v)), "p99": float(np.quantile(v, 0.99)), "max": max(v)}
-        for name, v in sorted(client.latencies.items())
+        for name, v in seconds.items()
     }
 
 
@@ -180,14 +183,19 @@ def plot(result: dict[str, Any], path: Path) -> None:
     except ImportError:
         print("no plot: matplotlib is not installed", file=sys.stderr)
         return
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 8), layout="constrained")
     minutes = [s["seconds"] / 60 for s in result["samples"]]
-    for axes, (name, label) in zip(
-        figure.subplots(3, 1, sharex=True), (("rss_mb", "RSS, MB"), ("threads", "threads"), ("descriptors", "descriptors"))
-    ):
-        axes.plot(minutes, [s[name] for s in result["samples"]], linewidth=0.8)
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+    *rows, axes = figure.subplots(4, 1, sharex=True)
+    for row, (name, label) in zip(rows, (("rss_mb", "RSS, MB"), ("threads", "threads"), ("descriptors", "descriptors"))):
+        row.plot(minutes, [s[name] for s in result["samples"]], linewidth=0.8)
+        row.set_ylabel(label)
+        row.set_ylim(bottom=0)
+    for name in ("typed, first speech", "spoken, from the end of the recording, first speech", "cancel until idle"):
+        points = result["latencies"].get(name, [])
+        axes.plot([at / 60 for at, _ in points], [s for _, s in points], ".", markersize=2, label=name)
+    axes.set_ylabel("latency, s")
+    axes.set_yscale("log")
+    axes.legend(fontsize="x-small", markerscale=3)
     axes.set_xlabel("minutes")
     figure.savefig(path, dpi=100)
 

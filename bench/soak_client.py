@@ -3,6 +3,8 @@
 import array
 import io
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -38,7 +40,7 @@ class Client:
         self.state, self.diagnostic = "", {}
         self.answers = self.pieces = 0
         self.first: dict[str, float] = {}  # of the turn that runs: when its first text and speech came
-        self.latencies: dict[str, list[float]] = defaultdict(list)
+        self.latencies: dict[str, list[tuple[float, float]]] = defaultdict(list)  # when it was asked, seconds
         subscribe = self.node.create_subscription
         subscribe(String, "response_stream", lambda msg: self.first.setdefault("text", time.monotonic()), 100)
         subscribe(String, "response", self._answered, 10)
@@ -128,7 +130,7 @@ class Client:
         sent = time.monotonic()
         self.call("cancel")
         self.wait(lambda: self.state in ("idle", "error"), limit, "silence after cancel")
-        self.latencies["cancel until idle"].append(time.monotonic() - sent)
+        self.latencies["cancel until idle"].append((sent, time.monotonic() - sent))
 
     def interrupted(self, rng: random.Random, limit: float) -> None:
         """By another prompt, or by voice."""
@@ -166,7 +168,7 @@ class Client:
         self.wait(lambda: "speech" in self.first, limit, f"speech, {kind}")
         self._settle(limit)
         for what in ("text", "speech"):
-            self.latencies[f"{kind}, first {what}"].append(self.first[what] - since)
+            self.latencies[f"{kind}, first {what}"].append((since, self.first[what] - since))
 
 
 def sound(pcm: np.ndarray) -> Int16MultiArray:
@@ -270,6 +272,28 @@ def forgotten(client: Client, rng: random.Random) -> None:
     client.call("reset")
 
 
+VISITOR = """
+import rclpy
+from std_msgs.msg import Int16MultiArray, String
+rclpy.init()
+node = rclpy.create_node("visitor", namespace="soak")
+node.create_subscription(Int16MultiArray, "speech/audio", lambda msg: None, 100)
+prompt = node.create_publisher(String, "prompt", 10)
+while not prompt.get_subscription_count():
+    rclpy.spin_once(node, timeout_sec=0.02)
+prompt.publish(String(data="Will you miss me?"))
+rclpy.spin(node)
+"""
+
+
+def vanishing_visitor(client: Client, rng: random.Random) -> None:
+    """Somebody asks, listens, and is killed: while being discovered, in mid-speech, or after it."""
+    visitor = subprocess.Popen([sys.executable, "-c", VISITOR])
+    time.sleep(rng.uniform(0.3, 3.0))
+    visitor.kill()
+    visitor.wait()
+
+
 ATTACKS: dict[str, Callable[[Client, random.Random], None]] = {
     attack.__name__.replace("_", " "): attack
     for attack in (
@@ -283,6 +307,7 @@ ATTACKS: dict[str, Callable[[Client, random.Random], None]] = {
         eight_k_picture,
         wrong_requests,
         forgotten,
+        vanishing_visitor,
     )
 }
 

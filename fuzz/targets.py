@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -78,22 +80,29 @@ def try_template(path: Path) -> None:
 def engines() -> Path:
     """Engines of a random checkpoint, made when they are first asked for and kept for as long as the code stays."""
     version = max(path.stat().st_mtime_ns for top in ("omni_ros", "offline") for path in (ROOT / top).rglob("*.py"))
-    folder = Path(tempfile.gettempdir()) / f"omni_ros_fuzz_{os.getuid()}" / str(version)
-    if not (folder / "done").exists():
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.mkdir(parents=True, mode=0o700)
-        checkpoint, onnx = folder / "checkpoint", folder / "onnx"
+    root = Path(tempfile.gettempdir()) / f"omni_ros_fuzz_{os.getuid()}"
+    folder = root / f"{zlib.crc32(bytes(ROOT))}_{version}"
+    if not folder.exists():
+        root.mkdir(mode=0o700, exist_ok=True)
+        for old in root.iterdir():
+            if old.stat().st_mtime < time.time() - 86400:  # nobody else is at it
+                shutil.rmtree(old, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(dir=root))
+        checkpoint, onnx = made / "checkpoint", made / "onnx"
         for command in (
             ["offline.make_checkpoint", "--output", checkpoint, "--size", "tiny"],
             ["offline.export_onnx", checkpoint, onnx, "--dtype", "float32"],
-            ["offline.build_engines", onnx, folder / "engines", "--backend", "onnxruntime"],
+            ["offline.build_engines", onnx, made / "engines", "--backend", "onnxruntime"],
         ):
             done = subprocess.run(
                 [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
-        (folder / "done").touch()
+        try:
+            made.rename(folder)
+        except OSError:  # another process was sooner
+            shutil.rmtree(made)
     return folder / "engines"
 
 

@@ -25,5 +25,13 @@ class UnknownSpeakerError(InputError):
     """The checkpoint has no such voice; the text lists the voices it has."""
 
 
+class RunawayError(OmniError):
+    """The model repeats itself, is silent, or does not stop speaking: the turn was ended. What it said before is good."""
+
+    def __init__(self, text: str, repeated: int = 0):
+        super().__init__(text)
+        self.repeated = repeated  # so many of the last reply tokens only repeat those before
+
+
 class KVCacheFullError(OmniError):
     """A stateful engine has no room for the next step (KV cache or maximum code length)."""

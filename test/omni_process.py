@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dds_domain import own_domain
+
 # Read by rcl and rosidl: nothing outside this machine and this test session is heard or disturbed.
-os.environ.update(
-    ROS_DOMAIN_ID=str(1 + os.getpid() % 100), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_PYTHON_CHECK_FIELDS="1"
-)
+os.environ.update(ROS_DOMAIN_ID=own_domain(), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_PYTHON_CHECK_FIELDS="1")
 
 import numpy as np  # noqa: E402
 import omni_sounds  # noqa: E402
@@ -55,6 +55,7 @@ class OmniProcess:
         **parameters: object,
     ) -> None:
         self.log = log
+        parameters = {"runaway_limit": 0, **parameters}  # random weights do nothing but run away
         arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
         command = [sys.executable, "-m", module, "--ros-args", "-r", f"__ns:=/{namespace}", *arguments]
         path = os.pathsep.join([str(ROOT / "test"), os.environ.get("PYTHONPATH", "")])  # where faulty_node is

@@ -15,7 +15,7 @@ PER_FRAME = 0.04
 
 class ScriptedModel:
     """As a Conversation: generate, feed, cancel, reset. The n-th answer is `answers[n]`, `frames_per_word` long; every sample
-    of its speech is n + 1 hundredths, by which it is known again."""
+    of its speech is n + 1 hundredths, by which it is known again. Answers are counted, or numbered by `number`."""
 
     def __init__(self, clock, answers: list[str], frames_per_word: int = 4, room: int = 10**9) -> None:
         self.clock = clock
@@ -27,6 +27,8 @@ class ScriptedModel:
         self.resets = 0
         self.feeding = 0.3  # seconds
         self.fault: Exception | None = None
+        self.number = lambda request: len(self.requests)
+        self.fault_after = 0  # words; 0: before the first
         self._changed = clock.condition()
         self._cancelled = False
 
@@ -37,18 +39,21 @@ class ScriptedModel:
     def _play(self, request: Request) -> Iterator[Event]:
         if len(request.messages) > self.room:
             raise PromptTooLongError(f"{len(request.messages)} messages")
-        if self.fault is not None:
-            fault, self.fault = self.fault, None
+        fault, self.fault = self.fault, None
+        if fault is not None and not self.fault_after:
             raise fault
-        number = len(self.requests)
+        number = self.number(request)
         self.requests.append(request)
         text = request.say or self.answers[number % len(self.answers)]
         words = [word + " " for word in text.split()]
-        words[-1] = words[-1].rstrip()
+        words[-1:] = [word.rstrip() for word in words[-1:]]
         frames = len(words) * self.frames_per_word if request.audio_output else 0
         timeline = [(PREFILL + i * PER_TOKEN, 0, word) for i, word in enumerate(words)]
         timeline += [(PREFILL + i * PER_FRAME + PER_TOKEN, 1, i) for i in range(frames)]
         began, written = self.clock.now(), []
+        if not words:
+            self._wait(began + PREFILL)
+            yield TextFinished("", [], "stop")
         for at, kind, what in sorted(timeline):
             if self._wait(began + at):
                 yield Finished("".join(written), [], np.zeros((16, 0)), "cancelled", "cancelled")
@@ -56,6 +61,9 @@ class ScriptedModel:
             if kind == 0:
                 written.append(what)
                 yield TextDelta(what, [len(written)])
+                if fault is not None and len(written) == self.fault_after:
+                    yield TextFinished("".join(written), [], "runaway")
+                    raise fault
                 if len(written) == len(words):
                     yield TextFinished(text, [], "stop")
             else:

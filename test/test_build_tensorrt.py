@@ -2,6 +2,7 @@
 form for Jetson Thor has the MoE layers that it should."""
 
 import json
+import os
 import re
 import shutil
 from hashlib import sha256
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import tensorrt_on_cpu
 from onnx import TensorProto, helper, numpy_helper
 
 from offline import build_engines, export_onnx
@@ -24,6 +26,7 @@ from offline.outputs.engine_folder import EngineFolder
 from offline.outputs.graph_folder import seal
 from offline.quantization import nvfp4
 from offline.tensorrt import build as build_tensorrt
+from offline.tensorrt import known_faults
 from offline.tensorrt.lower import Lowering
 from omni_ros.engines.tensorrt import package as tensorrt_package
 from omni_ros.engines.tensorrt.package import import_tensorrt, make_logger, package_name
@@ -465,3 +468,42 @@ def test_dry_run_needs_no_tensorrt(exported, monkeypatch, capsys, tmp_path) -> N
     token = 273e9 / (step["thinker"].read + 1024 * step["thinker"].kv_row)
     assert re.search(rf"T5000.*273 GB/s +{token:,.1f} tokens/s", printed)
     assert all(name in printed for name in build_engines.ENGINES) and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "package, version, target, nvfp4, flags",
+    [
+        ("tensorrt", "10.13.3.9", "sm110", True, "fc_h_fusion=off match_dual_gemm=off max_num_epilogues=1"),
+        ("tensorrt", "10.13.3.9", "sm87", False, "fc_h_fusion=off match_dual_gemm=off"),
+        ("tensorrt", "10.16.1.4", "sm110", True, "fc_h_fusion=off fp4=off async_policy=1 num_threads=1"),
+        ("tensorrt", "11.0.0.1", "sm110", False, "fc_h_fusion=off match_dual_gemm=off"),
+        ("tensorrt", "11.0.0.1", "sm89", False, "fc_h_fusion=off"),
+        ("tensorrt", "10.3.0.30", "sm87", False, ""),
+        ("tensorrt_rtx", "1.7.1.116", "sm120", True, ""),
+    ],
+)
+def test_known_good_flags(package, version, target, nvfp4, flags):
+    found = known_faults.known_good_flags(package, version, target, nvfp4)
+    assert [flag.split(":")[-1].split("=")[0] for flag in found] == [flag.split("=")[0] for flag in flags.split()]
+
+
+def test_flags_are_there_while_it_builds_and_recorded(exported, tmp_path, monkeypatch):
+    """A TensorRT of the simulation that says it is 10.13; what the user has set wins."""
+    seen = []
+    build = tensorrt_on_cpu.Builder.build_serialized_network
+    monkeypatch.setattr(
+        tensorrt_on_cpu.Builder,
+        "build_serialized_network",
+        lambda *arguments: seen.append(os.environ.get(known_faults.VARIABLE)) or build(*arguments),
+    )
+    monkeypatch.setattr(build_tensorrt, "known_good_flags", lambda *_: ["-peep:fc_h_fusion=off"])
+    monkeypatch.delenv(known_faults.VARIABLE, raising=False)
+    for users, expected in ((None, "-peep:fc_h_fusion=off"), ("-mine=1 -yours=2", "-mine=1 -yours=2")):
+        if users:
+            monkeypatch.setenv(known_faults.VARIABLE, users)
+        folder = tmp_path / str(users)
+        with tensorrt_on_cpu.simulated_gpu():
+            source = exported["float16"] / "multimodal" / "code_predictor"
+            assert build_engines.main(["--onnxDir", str(source), "--engineDir", str(folder), "--backend", "tensorrt"]) == 0
+        assert json.loads((folder / "config.json").read_text())["tensorrt"]["compiler_flags"] == expected.split()
+        assert seen.pop() == expected and os.environ.get(known_faults.VARIABLE) == users

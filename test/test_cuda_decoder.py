@@ -121,6 +121,20 @@ def answers(reference: Engine, engine: Engine, prompts: list[int]) -> list[float
     return seen
 
 
+@pytest.mark.parametrize("name", ["thinker", "talker", "code_predictor"])
+def test_scrambled_weights_are_found_when_it_is_opened(built, gpu, tmp_path, name):
+    """One block of rows of a matrix in another order, as a wrong copy leaves them: sizes and table as before."""
+    folder = shutil.copytree(built / "cuda" / name, tmp_path / "engine")
+    table = json.loads((folder / "weights.json").read_text())
+    entry = next(t for n, t in table.items() if "layers.0." in n and "self_attn.o_proj.weight" in n and "scale" not in n)
+    size = math.prod(entry["shape"])
+    weights = np.memmap(folder / "weights.data", np.uint8, "r+", entry["offset"], (size,))
+    weights[:] = np.random.default_rng(0).permutation(weights.reshape(-1, 16)).ravel()
+    weights.flush()
+    with pytest.raises(EngineError, match="computes wrongly on this machine.*update the GPU's driver"):
+        open_engine(folder, verify="sizes")
+
+
 @pytest.mark.parametrize("prompts", [[40, 1, 33, 8], [MOST, 3]], ids=str)
 def test_prompts(engines, prompts):
     made = engines[1].device.cuda.calls["cudaMalloc"]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from dds_domain import own_domain
 from PIL import Image
 
 from demo import outcome, run, table
@@ -165,7 +166,7 @@ for number in range(int(sys.argv[1])):
 while True:
     rclpy.spin_once(node, timeout_sec=0.1)
 """
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(102 - 1 - os.getpid() % 50), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    environment = {**os.environ, "ROS_DOMAIN_ID": own_domain(), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     listener = subprocess.Popen([sys.executable, "-c", script, str(listeners)], env=environment)
     try:
         player = "import sys; from demo import replay_bag; replay_bag.DISCOVERY = 6.0; replay_bag.main()"

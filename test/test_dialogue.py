@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scripted_model import FRAME, PER_FRAME, PER_TOKEN, PREFILL, ScriptedModel
 from simulated_clock import SimulatedClock
+from simulated_speaker import SimulatedSpeaker
 
 from omni_ros.dialogue.dialogue import Dialogue, Face, Settings
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.heard import TOKENS_PER_SECOND
-from omni_ros.errors import EngineError, InputError
+from omni_ros.errors import EngineError, InputError, RunawayError
 
 ANSWERS = [
     "the first answer is not a long one but it takes a while to say",
@@ -44,6 +45,7 @@ class Recorder(Face):
 
     def __init__(self, clock: SimulatedClock) -> None:
         self.clock = clock
+        self.speaker = SimulatedSpeaker(clock)
         self.log: list[tuple] = []
         self.break_on: str | None = None
 
@@ -61,6 +63,11 @@ class Recorder(Face):
 
     def speech(self, pcm):
         self._note("speech", round(float(pcm[0]), 4), pcm.size)
+        self.speaker.speech(pcm)
+
+    def gain(self, gain):
+        self._note("gain", gain)
+        return self.speaker.gain(gain)
 
     def speaking(self, speaking):
         self._note("speaking", speaking)
@@ -162,42 +169,49 @@ def test_a_spoken_and_a_typed_turn(world):
     assert world.face.of("outcome") == [(at, "stop", "stop", "") for at, *_ in world.face.of("outcome")]
 
 
-def interrupted(while_writing: bool, turns: int = 20) -> World:
+def interrupted(while_writing: bool, eager: bool, turns: int = 20) -> World:
     """`turns` questions, each of which cuts off the answer to the one before it, at another place."""
     # While it is written: words come four times as fast as they are spoken, and the first is spoken at once.
-    world = World(frames_per_word=4)
+    world = World(frames_per_word=4, settings=Settings(eager=eager))
     written = PREFILL + len(ANSWERS[0].split()) * max(PER_TOKEN, 4 * PER_FRAME)
+    world.onsets = []
     for turn in range(turns + 1):
-        world.say(0.6)
+        world.onsets.append(world.clock.now())
+        world.say(0.8)
         wait = 0.02 * turn if while_writing else written + 0.05 * turn
         world.hear(wait)
     world.idle()
     return world
 
 
+@pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("while_writing", [True, False])
-def test_twenty_interruptions(while_writing):
-    world = interrupted(while_writing)
-    log = world.face.log
-    starts = [at for at, speaking in world.face.of("user") if speaking]
-    assert len(starts) == len(world.model.requests) == 21  # no turn is lost
+def test_twenty_interruptions(while_writing, eager):
+    world = interrupted(while_writing, eager)
+    log, speaker = world.face.log, world.face.speaker
+    assert len(world.face.of("user")) == 2 * 21  # no turn is lost
+    asked = [request.messages[-1]["content"][0]["audio"] for request in world.model.requests]
+    assert len({id(sound) for sound in asked}) == len(asked) == 21
     reasons = [reason for _, reason, *_ in world.face.of("outcome")]
     assert reasons == (["cancelled"] * 20 if while_writing else ["stop"] * 20) + ["stop"]
     for turn in range(20):
-        barge_in = starts[turn + 1]
-        speech = [at for at, value, _ in world.face.of("speech") if value == (turn + 1) / 100]
-        assert all(at <= barge_in for at in speech)  # no late audio
+        onset, value = world.onsets[turn + 1], (turn + 1) / 100
+        if speaker.played(value).size:
+            silent = speaker.silent_from(value)
+            assert silent < onset + 0.4  # after the first word began
+            decided = next(at for at, speaking in world.face.of("speaking") if at > onset and not speaking)
+            assert silent <= decided < onset + 0.7
+            assert all(at < silent for at, chunk, _ in world.face.of("speech") if chunk == value)  # no late audio
     lines = world.remembered()
     position = 0
     for turn in range(21):  # right history: the question, and as much of the answer as was heard, never one word more
         assert lines[position] == "user: <audio>"
         position += 1
         answer = ANSWERS[turn % 3]
-        chunks = [(at, size) for at, value, size in world.face.of("speech") if value == (turn + 1) / 100]
         if turn == 20:
             assert lines[position] == f"assistant: {answer}"
             break
-        played = heard_by(chunks, starts[turn + 1])
+        played = speaker.played((turn + 1) / 100).size
         if position < len(lines) and lines[position].startswith("assistant"):
             kept = lines[position].removeprefix("assistant: ")
             position += 1
@@ -216,39 +230,17 @@ def test_twenty_interruptions(while_writing):
     world.close()
 
 
-def heard_by(chunks: list[tuple[float, int]], when: float) -> float:
-    """Samples that a loudspeaker which starts at once has played of `chunks` (arrival, samples)."""
-    free = played = 0.0
-    for at, size in chunks:
-        start = max(at, free)
-        free = start + size / 24000
-        played += min(size, max(0.0, (when - start) * 24000))
-    return played
-
-
+@pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("while_writing", [True, False])
-def test_a_conversation_repeats_exactly(while_writing):
+def test_a_conversation_repeats_exactly(while_writing, eager):
     runs = []
     for _ in range(2):
-        world = interrupted(while_writing, turns=6)
+        world = interrupted(while_writing, eager, turns=6)
         runs.append((world.face.log, world.remembered(), world.model.fed))
         world.close()
     (log, lines, fed), again = runs[0], runs[1]
     assert (log, lines) == again[:2]
     assert [(at, done) for at, _, done in fed] == [(at, done) for at, _, done in again[2]]
-
-
-def test_barge_in_happens_when_the_user_begins_to_speak(world):
-    world.dialogue.ask("Tell me a story.")
-    world.until(lambda: world.face.of("speech"))
-    world.clock.sleep(0.5)
-    began = world.clock.now()
-    world.hear(2.0, 0.5)  # still speaking
-    stopped = [at for at, speaking in world.face.of("speaking") if not speaking]
-    assert stopped and stopped[0] - began < 0.2
-    world.hear(0.7)
-    world.idle()
-    assert len(world.model.requests) == 2
 
 
 def test_without_preemption_the_answer_goes_on(world):
@@ -430,6 +422,49 @@ def test_a_failed_turn_is_told_and_leaves_the_history_alone(world):
     assert world.face.of("state")[-1][1] == "idle"
 
 
+def test_a_runaway_answer_ends_at_once_and_what_was_good_of_it_is_remembered():
+    world = World(["one two three four five six " + "ha " * 40])
+    world.model.fault, world.model.fault_after = RunawayError("it does not go on", repeated=30), 40
+    world.dialogue.ask("Count.")
+    world.idle()
+    assert world.face.of("outcome")[0][1:] == ("error", "none", "it does not go on")
+    assert world.face.of("state")[-1][1] == "error"
+    assert [text for _, text in world.face.of("response")] == ["one two three four five six " + "ha " * 34]
+    ended = world.face.of("outcome")[0][0]
+    assert all(at <= ended for at, *_ in world.face.of("speech"))
+    question, kept = world.remembered()
+    assert question == "user: Count." and kept.startswith("assistant: one two") and kept.count("ha") <= 4
+    world.dialogue.ask("And now?")
+    world.idle()
+    assert world.face.of("state")[-1][1] == "idle" and len(world.remembered()) == 4
+    world.close()
+
+
+def test_a_runaway_answer_without_speech_is_remembered_up_to_where_it_only_repeats():
+    world = World(["one two three four five six " + "ha " * 40])
+    world.dialogue.settings = Settings(generation={"audio_output": False})
+    world.model.fault, world.model.fault_after = RunawayError("it does not go on", repeated=30), 40
+    world.dialogue.ask("Count.")
+    world.idle()
+    assert world.remembered() == ["user: Count.", "assistant: one two three four five six ha ha ha ha—"]
+    world.close()
+
+
+def test_an_empty_answer_ends_like_any_other():
+    world = World(["", "a word"])
+    world.dialogue.ask("Hello?")
+    world.idle()
+    assert world.face.of("outcome")[0][1:] == ("stop", "none", "")
+    assert [text for _, text in world.face.of("response")] == [""]
+    assert world.face.of("speech") == [] and world.face.of("text") == []
+    assert world.face.of("state")[-1][1] == "idle"
+    world.dialogue.ask("Are you there?")
+    world.idle()
+    assert [text for _, text in world.face.of("response")] == ["", "a word"]
+    assert world.remembered()[-2:] == ["user: Are you there?", "assistant: a word"]
+    world.close()
+
+
 def test_the_history_is_computed_ahead_and_a_new_turn_does_not_wait_for_it(world):
     world.dialogue.settings = Settings(system_prompt="Be brief.")
     world.dialogue.ask("one")
@@ -506,7 +541,7 @@ def test_a_huge_piece_of_sound_can_be_dropped_while_it_is_listened_to():
 
     class Resetting(Loudness):
         def __call__(self, frame):
-            if self.frames == 10:
+            if self.frames == 2:
                 world.dialogue.stop_listening()
             return super().__call__(frame)
 

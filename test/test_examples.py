@@ -8,6 +8,7 @@ import wave
 from pathlib import Path
 
 import pytest
+from dds_domain import own_domain
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +29,7 @@ def test_chat(engine_dirs, tmp_path):
 
 def test_act_on_response(monkeypatch):
     pytest.importorskip("rclpy", reason="source a ROS installation")
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + (os.getpid() + 50) % 100))
+    monkeypatch.setenv("ROS_DOMAIN_ID", own_domain())
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     import rclpy
     from std_msgs.msg import Float64, String

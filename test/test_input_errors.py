@@ -99,6 +99,13 @@ def test_unknown_speaker_lists_the_names(pipeline, speaker):
     assert repr(speaker) in text and "aiden, chelsie, ethan" in text
 
 
+def test_unknown_speaker_of_any_length_and_any_number_of_voices(pipeline, monkeypatch):
+    voices = {f"voice {n:03}": n for n in range(500)}
+    monkeypatch.setattr(pipeline.models.voice.talker.config, "speaker_id", voices)
+    text = refusal(pipeline, user("hello"), UnknownSpeakerError, speaker="x" * 10**6)
+    assert len(text) < 500 and "x" * 80 in text and "voice 000, voice 001" in text and "and 480 more" in text
+
+
 def test_speaker_is_not_needed_without_speech(pipeline):
     assert answer(pipeline, user("hello"), speaker="nobody", audio_output=False)[0].reason == "length"
 

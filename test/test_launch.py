@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dds_domain import own_domain
 
 reason = "launch is part of a ROS installation: source one"
 pytest.importorskip("launch_ros", reason=reason)
@@ -35,7 +36,7 @@ def environment(setup_arguments, tmp_path_factory) -> dict[str, str]:
         **os.environ,
         "AMENT_PREFIX_PATH": os.pathsep.join(paths),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_DOMAIN_ID": own_domain(),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(prefix / "log"),
         "OMP_NUM_THREADS": "1",

@@ -120,6 +120,41 @@ def test_a_defect_in_a_callback_a_service_and_a_timer_is_survived(start):
     assert process.process.poll() is None
 
 
+def test_an_empty_answer_ends_well(start):
+    """The model has nothing to say: that is an answer, not a hang and not an error."""
+    process, client = start(module="faulty_node", env={"FAULT": "no words"})
+    wait(lambda: client.state == "idle", 30)
+    wait(lambda: client.connected, 10)
+    for count in (1, 2):
+        client.prompt.publish(String(data="Hello?"))
+        answer(client, count)
+    assert client.texts("response") == ["", ""]
+    assert client.samples() == 0 and not any(msg.data for msg in client.received["speaking"])
+    assert client.texts("state")[-3:] == ["idle", "thinking", "idle"]
+    status, values = client.status(), client.values()
+    assert status.level == DiagnosticStatus.OK and values["turns stop"] == "2"
+    assert (values["text ended by"], values["speech ended by"], values["defects"]) == ("stop", "none", "0")
+    assert process.process.poll() is None
+
+
+def test_a_voice_that_makes_one_sound_for_ever_is_stopped(start):
+    process, client = start(module="faulty_node", env={"FAULT": "one sound"}, runaway_limit=50, max_generate_length=12, seed=1)
+    wait(lambda: client.state == "idle", 30)
+    wait(lambda: client.connected, 10)
+    for count in (1, 2):
+        client.prompt.publish(String(data="Hello?"))
+        wait(lambda: client.texts("state").count("error") == count, 30)  # noqa: B023 - called before it changes
+        assert len(client.texts("response")) == count and client.texts("response")[-1]
+    assert 0 < client.samples() < 2 * 52 * 1920
+    status = client.status()
+    assert status.level == DiagnosticStatus.ERROR and "the speech does not go on" in status.message
+    assert "turn failed: the speech does not go on" in log_of(process) and client.values()["defects"] == "0"
+    client.set(runaway_limit=0, max_audio_length=55)
+    client.prompt.publish(String(data="And now?"))
+    answer(client, 3)
+    assert client.values()["speech ended by"] == "length"
+
+
 @pytest.mark.parametrize("fault", ["loading", "computing", "prefill"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_while_the_node_is_configured(start, fault, number):

@@ -124,7 +124,7 @@ def test_a_turn_is_told_and_the_history_is_not(world):
     world.idle()
     # last: what is computed while the user speaks, and what the next turn shares, is in front of it
     assert [part["type"] for part in asked(world, 0)] == ["image", "audio", "text"]
-    assert asked(world, 0)[-1]["text"] == f"\n{HEAD}\nbattery: 0.4 (4 s ago)"
+    assert asked(world, 0)[-1]["text"] == f"\n{HEAD}\nbattery: 0.4 (3 s ago)"  # at the first pause
     assert asked(world, 1)[-1]["text"] == f"\n{HEAD}\nbattery: 0.3 (now)"
     assert [len(message["content"]) for message in world.model.requests[1].messages] == [1, 1, 3]
     assert world.remembered()[::2] == ["user: <audio>", "user: And now?"]

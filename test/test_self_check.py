@@ -1,7 +1,10 @@
 """What is stored with an engine to check it by: it is the exported graph's answer, and engines that are right give it."""
 
+import itertools
 import json
+import pickle
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +109,29 @@ def test_scrambled_weights_are_found(engine_dirs, tmp_path, name):
     with pytest.raises(EngineError, match="computes wrongly on this machine") as caught:
         open_engine(folder, 1, verify="sizes")
     assert str(folder) in str(caught.value) and "build the engine again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["thinker", "talker", "code_predictor"])
+def test_a_wrong_fusion_is_found(tensorrt_dirs, tmp_path, name):
+    """What TensorRT 10.13 does to a Thor's graphs, simulated: of two products of the same rows each gets the other's answer."""
+    folder = shutil.copytree(tensorrt_dirs["plain"] / name, tmp_path / "engine")
+    serialised, *rest = pickle.loads((folder / "model.engine").read_bytes())
+    model = onnx.load_from_string(serialised)
+    weights = {t.name: t for t in model.graph.initializer}
+    by_input: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in weights:
+            by_input.setdefault(node.input[0], []).append(node)
+    pairs = ((a, b) for nodes in by_input.values() for a, b in itertools.combinations(nodes, 2))
+    a, b = next((a, b) for a, b in pairs if list(weights[a.input[1]].dims) == list(weights[b.input[1]].dims))
+    a.input[1], b.input[1] = b.input[1], a.input[1]
+    plan = pickle.dumps((model.SerializeToString(), *rest))
+    (folder / "model.engine").write_bytes(plan)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"engine_sha256": sha256(plan).hexdigest()}))
+    with simulated_gpu(), pytest.raises(EngineError, match="computes wrongly on this machine.*JetPack 7.2") as caught:
+        open_engine(folder, 1, verify="sizes")
+    assert str(folder) in str(caught.value)
 
 
 def test_a_graph_that_cannot_be_run_here_is_built_and_says_so(engine_dirs, tmp_path, monkeypatch, capfd):

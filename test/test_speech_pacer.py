@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from simulated_clock import SimulatedClock
+from simulated_speaker import SimulatedSpeaker
 
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.heard import SAMPLE_RATE
@@ -22,6 +23,7 @@ class Listener:
         self.publisher = SpeechPacer(
             lambda pcm: self.chunks.append((time.monotonic(), pcm)),
             self.speaking.append,
+            lambda gain: False,
             self.failures.append,
             chunk=CHUNK,
             lead=LEAD,
@@ -108,8 +110,9 @@ def test_a_response_without_speech_ends_at_once(listener):
 
 
 class Simulation:
-    def __init__(self, lead: float = 0.3) -> None:
+    def __init__(self, lead: float = 0.3, obeys: bool = True) -> None:
         self.clock = SimulatedClock()
+        self.speaker = SimulatedSpeaker(self.clock, obeys)
         self.chunks: list[tuple[float, np.ndarray]] = []
         self.speaking: list[tuple[float, bool]] = []
         self.failures: list[str] = []
@@ -117,6 +120,7 @@ class Simulation:
         self.pacer = SpeechPacer(
             self._publish,
             lambda speaking: self.speaking.append((self.clock.now(), speaking)),
+            self.speaker.gain,
             lambda error: self.failures.append(str(error)),
             chunk=0.06,
             lead=lead,
@@ -128,6 +132,7 @@ class Simulation:
             self.broken -= 1
             raise RuntimeError("no such publisher")
         self.chunks.append((self.clock.now(), pcm))
+        self.speaker.speech(pcm)
 
 
 def test_what_was_heard_is_what_a_loudspeaker_has_played():
@@ -140,7 +145,81 @@ def test_what_was_heard_is_what_a_loudspeaker_has_played():
         assert simulation.pacer.end(1) == pytest.approx(min(stop_after, 2.0) * SAMPLE_RATE, abs=1)
         sent = sum(pcm.size for _, pcm in simulation.chunks)
         assert sent <= (stop_after + 0.3 + 0.06) * SAMPLE_RATE
+        assert simulation.speaker.played().size == pytest.approx(stop_after * SAMPLE_RATE, abs=1)
         simulation.pacer.close()
+
+
+def test_a_loudspeaker_that_obeys_no_gain_plays_what_it_was_sent():
+    simulation = Simulation(obeys=False)
+    simulation.pacer.begin(1)
+    simulation.pacer.push(1, ramp(2.0))
+    simulation.clock.sleep(1.0)
+    simulation.pacer.hold()
+    simulation.clock.sleep(0.5)
+    heard = simulation.speaker.played().size
+    assert 1.2 * SAMPLE_RATE < heard <= (1.0 + 0.3 + 0.06) * SAMPLE_RATE  # at most `lead` and a message longer
+    simulation.pacer.go_on()
+    assert simulation.pacer.end(1) == 2 * SAMPLE_RATE
+    assert np.array_equal(simulation.speaker.played(), ramp(2.0))  # and nothing twice
+    simulation.pacer.begin(2)
+    simulation.pacer.push(2, ramp(2.0))
+    simulation.clock.sleep(1.0)
+    simulation.pacer.cancel()
+    assert simulation.pacer.end(2) == simulation.speaker.played().size - 2 * SAMPLE_RATE > SAMPLE_RATE
+    simulation.pacer.close()
+
+
+@pytest.mark.parametrize("hold_at", [0.03, 0.31, 0.5, 1.0, 1.5, 1.98])
+@pytest.mark.parametrize("for_seconds", [0.01, 0.6])
+def test_speech_that_was_held_goes_on_where_it_was(hold_at, for_seconds):
+    simulation = Simulation()
+    pacer, clock, speaker = simulation.pacer, simulation.clock, simulation.speaker
+    pacer.begin(1)
+    pacer.push(1, ramp(1.2))
+    clock.sleep(hold_at / 2)
+    pacer.push(1, 1.2 * SAMPLE_RATE + ramp(0.8))
+    clock.sleep(hold_at / 2)
+    pacer.duck()
+    pacer.hold()
+    assert speaker.played().size == pytest.approx(hold_at * SAMPLE_RATE, abs=1)
+    clock.sleep(for_seconds)
+    assert speaker.played().size == pytest.approx(hold_at * SAMPLE_RATE, abs=1) and pacer.speaking
+    pacer.go_on()
+    assert pacer.end(1) == 2 * SAMPLE_RATE
+    assert np.array_equal(speaker.played(), ramp(2.0))  # every sample once
+    assert clock.now() == pytest.approx(2.0 + for_seconds, abs=0.03)
+    assert [gain for _, gain in speaker.gains] == [0.2, 0.0, 1.0]
+    assert pacer.gaps == 0
+    pacer.close()
+
+
+def test_a_response_that_begins_while_speech_is_held_waits():
+    simulation = Simulation()
+    simulation.pacer.hold()
+    simulation.pacer.begin(1)
+    simulation.pacer.push(1, ramp(0.5))
+    simulation.clock.sleep(1.0)
+    assert simulation.chunks == [] and simulation.speaking == []
+    simulation.pacer.go_on()
+    assert simulation.pacer.end(1) == 0.5 * SAMPLE_RATE
+    assert simulation.speaker.gains == []
+    simulation.pacer.close()
+
+
+def test_after_a_stop_the_loudspeaker_is_told_to_play_before_the_next_speech_comes():
+    simulation = Simulation()
+    simulation.pacer.begin(1)
+    simulation.pacer.push(1, ramp(2.0))
+    simulation.clock.sleep(0.5)
+    simulation.pacer.cancel()
+    simulation.pacer.begin(2)
+    for _ in range(5):
+        simulation.pacer.push(2, ramp(0.1))
+        simulation.clock.sleep(0.001)
+    assert simulation.speaker.gains == [(0.5, 0.0), (0.5, 1.0)]
+    assert simulation.pacer.end(2) == 0.5 * SAMPLE_RATE
+    assert min(at for at, _ in simulation.chunks if at >= 0.5) == pytest.approx(0.521, abs=1e-3)
+    simulation.pacer.close()
 
 
 def test_speech_that_ends_by_itself_was_heard_whole_and_ends_when_it_was():
@@ -154,7 +233,7 @@ def test_speech_that_ends_by_itself_was_heard_whole_and_ends_when_it_was():
 
 
 def test_a_stop_counts_as_silent_only_when_what_cannot_be_recalled_was_played():
-    simulation = Simulation()
+    simulation = Simulation(obeys=False)
     simulation.pacer.begin(1)
     simulation.pacer.push(1, ramp(5.0))
     simulation.clock.sleep(1.0)

@@ -212,6 +212,31 @@ def test_the_thinker_does_not_run_away_from_the_talker(pipeline, monkeypatch):
     assert 4 <= max(leads) <= TOKEN_LEAD + 3
 
 
+def test_an_empty_reply_is_a_turn_without_words_and_speech(pipeline, monkeypatch):
+    """The Thinker's first token is its last: nothing is spoken, and nothing waits for a word."""
+    expected, _ = play(pipeline)
+    thinker = pipeline.models.thinker
+    read, end = thinker.read, thinker.config.im_end_token_id
+
+    def ends_at_once(*args):
+        logits, hidden = read(*args)
+        logits = logits.copy()
+        logits[end] = 1e4
+        return logits, hidden
+
+    with monkeypatch.context() as patch:
+        patch.setattr(thinker, "read", ends_at_once)
+        for streaming in (True, False):
+            finished, events = play(pipeline, streaming=streaming, runaway_limit=10)
+            assert (finished.text, finished.token_ids) == ("", [end])
+            assert (finished.reason, finished.audio_reason) == ("stop", "none")
+            assert finished.codes.shape == (16, 0) and "audio_s" not in finished.metrics
+            assert [e for e in events if not isinstance(e, AudioChunk)] == [TextFinished("", [end], "stop")]
+            assert [(e.pcm.size, e.is_last) for e in events if isinstance(e, AudioChunk)] == [(0, True)]
+    again, _ = play(pipeline)
+    np.testing.assert_array_equal(again.codes, expected.codes)
+
+
 def test_text_only_turn_runs_no_speech(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline.engines["talker"], "run", None)
     finished, events = play(pipeline, audio_output=False)

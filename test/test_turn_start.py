@@ -218,7 +218,7 @@ def test_barge_in_needs_no_second_wake_word(sleeper):
     wake(sleeper)
     sleeper.say()
     sleeper.until(lambda: sleeper.face.of("speaking"))
-    sleeper.hear(0.5, 0.5)
+    sleeper.hear(1.0, 0.5)
     assert sleeper.face.of("speaking")[-1][1] is False
     sleeper.hear(0.7)
     sleeper.idle()

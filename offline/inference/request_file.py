@@ -24,6 +24,7 @@ PARAMETERS = (
     "talker_top_p",
     "repetition_penalty",
     "max_audio_length",
+    "runaway_limit",
     "speaker",
 )
 # Edge-LLM's fields with no place here: the values that change nothing (None: all), and what happens instead of the others

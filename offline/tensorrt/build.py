@@ -20,6 +20,7 @@ from omni_ros.errors import EngineError
 
 from ..outputs.atomic import atomic_file
 from ..outputs.engine_folder import EngineFolder
+from .known_faults import compiler_flags, known_good_flags
 from .lower import Lowering
 from .network import lower, parse
 from .profiles import MAX_RUN_FRAMES, profiles
@@ -50,7 +51,9 @@ def build(folder: EngineFolder, target: str | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=folder.directory.parent) as work:
         lowering = lower(trt, folder.source, Path(work), target, limits.get("capacity", 0))
         lowered = hashlib.sha256((Path(work) / "model.onnx").read_bytes()).hexdigest()
-        plan, host_inputs = build_plan(trt, lowering, config, target, cache)
+        wanted = known_good_flags(package_name(trt), trt.__version__, target, bool(lowering.stored.nvfp4))
+        with compiler_flags(wanted) as flags:
+            plan, host_inputs = build_plan(trt, lowering, config, target, cache)
     plan = memoryview(plan)
     (folder.directory / "model.engine").write_bytes(plan)
     folder.checksums["model.engine"] = config["engine_sha256"] = hashlib.sha256(plan).hexdigest()
@@ -61,6 +64,7 @@ def build(folder: EngineFolder, target: str | None = None) -> None:
         "version": trt.__version__,
         "target": target,
         "host_inputs": host_inputs,
+        "compiler_flags": flags,
         "moe": lowering.moe_form if lowering.has_moe else None,
         "profiles": {
             name: {i: [list(s) for s in bounds] for i, bounds in shapes.items()}  # min, opt, max

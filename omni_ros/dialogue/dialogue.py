@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_ros.dialogue.barge_in import BargeIn
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.history import History
@@ -38,8 +39,10 @@ class Settings:
     """What may be changed between two turns."""
 
     system_prompt: str = ""
-    preempt: bool = True  # a new turn stops the answer in progress, as soon as the user begins to speak
+    preempt: bool = True  # a new turn stops the answer in progress, a spoken one while it is said
     say_preempts: bool = False  # what the robot is told to say stops what it is saying; False: it waits for its turn
+    barge_in_seconds: float = 0.6  # of voice from which it does; shorter words into an answer are back-channels
+    eager: bool = True  # begin to answer at the first pause, in case that the user has finished
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
     transcript: bool = False  # what the user said is written down, when there is time for it
     use_camera: bool = True  # the newest picture goes with each turn
@@ -66,6 +69,12 @@ class Face:
 
     def speech(self, pcm: np.ndarray) -> None:
         """To be played now: float32 [n] in -1..1 at 24 kHz."""
+
+    def gain(self, gain: float) -> bool:
+        """The loudness of all speech from now on, of what waits in the loudspeaker, too: 1, less while the user may have begun
+        to speak, or 0: drop what waits and what still comes, until it is more than 0 again. Returns whether the loudspeaker
+        obeys; without one that does, speech ends at most `speech_lead` after it was stopped."""
+        return False
 
     def speaking(self, speaking: bool) -> None:
         """The speech of an answer begins to be played, or has been played or stopped."""
@@ -122,7 +131,9 @@ class Dialogue:
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self.perception = Perception(clock)
         self._sight = Sight()
-        self._pacer = SpeechPacer(face.speech, self._on_speaking, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock)
+        self._pacer = SpeechPacer(
+            face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
+        )
         self._worker = TurnWorker(
             conversation,
             self._pacer,
@@ -138,6 +149,7 @@ class Dialogue:
             on_failure=face.failed,
             clock=clock,
         )
+        self._barge_in = BargeIn(self._pacer, lambda: self._worker.answer, self._worker.interrupt, clock)
         self._button_up = isinstance(endpointer, PushToTalk)
         self._has_button = self._button_up
         if isinstance(endpointer, AfterWakeWord):
@@ -146,6 +158,7 @@ class Dialogue:
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
+            on_voice=lambda seconds: self._barge_in.lasts(seconds, self.settings.barge_in_seconds),
             on_pause=self._on_speech_pause,
             on_goes_on=self._on_speech_goes_on,
             on_end=self._on_speech_end,
@@ -229,6 +242,8 @@ class Dialogue:
         if self._listener.in_speech:
             self._face.user_speaking(False)
         self._listener.reset()
+        self._barge_in.forget()
+        self._worker.withdraw()
         self._worker.hold_says(False)
         self._tell_state()
 
@@ -272,6 +287,7 @@ class Dialogue:
             "picture age s": self._sight.age(self._clock.now()),
             "facts known": len(self.perception),
             "answer remembered": self.history.last_answer,
+            "back-channels": self._barge_in.back_channels,
         }
 
     # ---- from the dialogue's threads ----------------------------------------------------------------------------
@@ -279,43 +295,60 @@ class Dialogue:
     def _on_speech_start(self) -> None:
         self._face.user_speaking(True)
         self._worker.hold_says(True)
-        if self.settings.preempt:  # barge-in: nobody talks to somebody who does not stop talking
-            self._worker.interrupt()
+        if self.settings.preempt:
+            self._barge_in.begins()
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
         """The user may have finished; if so, the end of speech brings this very array."""
+        self._barge_in.pauses()
+        if self.settings.eager and self._enabled and not self._barge_in.undecided:
+            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}))
 
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
+        self._barge_in.goes_on()
+        self._worker.withdraw()
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         self._face.user_speaking(False)
-        if pcm is not None:
-            self._submit({"type": "audio", "audio": pcm})
+        is_turn = self._barge_in.ends(pcm is not None)
+        if not (is_turn and self._worker.confirm(pcm)):
+            self._worker.withdraw()
+            if is_turn:
+                self._submit({"type": "audio", "audio": pcm})
         self._worker.hold_says(False)
         self._tell_state()
 
     def _submit(self, said: dict[str, Any]) -> None:
-        """Close a turn: `said` together with what the camera shows now."""
-        if not self._enabled:
-            return
+        """Close a turn."""
+        if self._enabled:
+            self._worker.submit(self._turn(said), preempt=self.settings.preempt)
+            self._tell_state()
+
+    def _turn(self, said: dict[str, Any]) -> UserTurn:
+        """`said` together with what the camera shows now."""
         settings, now = self.settings, self._clock.now()
+
+        def bad(source: str, error: InputError) -> None:  # the words are worth an answer alone
+            if self._worker.is_closed(turn):
+                self._face.bad_input(source, error)
+
         look = self._sight.look(
             now,
             max_age=settings.image_max_age,
             max_pixels=settings.image_max_pixels,
             frames=settings.video_frames,
             fps=settings.video_fps,
-            on_bad=lambda error: self._face.bad_input("camera", error),
+            on_bad=lambda error: bad("camera", error),
         )
         picture = look if look is not None and settings.use_camera else lambda: None
 
         def context() -> dict[str, Any] | None:
-            return self.perception.part(settings.facts_max_age, lambda error: self._face.bad_input("facts", error))
+            return self.perception.part(settings.facts_max_age, lambda error: bad("facts", error))
 
-        self._worker.submit(UserTurn(said, picture, closed_at=now, context=context), preempt=settings.preempt)
-        self._tell_state()
+        turn = UserTurn(said, picture, closed_at=now, context=context)
+        return turn
 
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)

@@ -139,6 +139,11 @@ class Endpointer:
         return self._in_speech
 
     @property
+    def voiced_seconds(self) -> float:
+        """Of the utterance in progress."""
+        return self._voiced_frames * FRAME / SAMPLE_RATE
+
+    @property
     def vad_name(self) -> str:
         return self._vad.name
 
@@ -152,6 +157,7 @@ class Endpointer:
     def _idle(self) -> None:
         self._in_speech = False
         self._voiced = self._silent = 0  # frames in a row
+        self._voiced_frames = 0  # of the utterance
         self._utterance: list[np.ndarray] = []
         self._paused: SpeechPause | None = None  # that the user has not gone on after
 
@@ -196,11 +202,13 @@ class Endpointer:
             if self._voiced < self._start_frames:
                 return []
             self._in_speech = True
+            self._voiced_frames = self._voiced
             self._utterance = list(self._recent)
             self._recent.clear()
             return [SpeechStart()]
         self._utterance.append(frame)
         self._silent = self._silent + 1 if probability < self._threshold - self.HYSTERESIS else 0
+        self._voiced_frames += self._silent == 0
         events: list[SpeechEvent] = []
         if self._silent == 0 and self._paused:
             self._paused = None

@@ -26,6 +26,11 @@ class Answer:
     def text(self) -> str:
         return "".join(text for text, _ in self.pieces)
 
+    def drop_last(self, tokens: int) -> None:
+        """Forget the text of so many of the last tokens."""
+        while self.pieces and tokens > 0:
+            tokens -= self.pieces.pop()[1]
+
     def heard(self, samples: int, tokens_per_second: float) -> str:
         """The words whose sound was played when `samples` of the speech had been: never one more, as far as can be known.
 

@@ -6,11 +6,17 @@ from collections.abc import Callable
 import numpy as np
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.endpoint import SAMPLE_RATE, SpeechEnd, SpeechEvent, SpeechGoesOn, SpeechPause, SpeechStart
+from omni_ros.dialogue.endpoint import (
+    FRAME,
+    SAMPLE_RATE,
+    SpeechEnd,
+    SpeechEvent,
+    SpeechGoesOn,
+    SpeechPause,
+    SpeechStart,
+)
 from omni_ros.dialogue.turn_start import Ears
 from omni_ros.errors import InputError
-
-SLICE = SAMPLE_RATE // 2  # samples between two looks at whether anybody still wants to know
 
 MOST_WAITING = 64 << 20  # bytes of sound that may wait to be listened to: half an hour of a microphone
 
@@ -28,6 +34,7 @@ class Listener:
         endpointer: Ears,
         *,
         on_start: Callable[[], None],
+        on_voice: Callable[[float], None],  # inside an utterance, with every frame: its seconds of voice so far
         on_pause: Callable[[Pcm], None],  # the utterance may be over
         on_goes_on: Callable[[], None],  # it was not
         on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
@@ -40,6 +47,7 @@ class Listener:
     ) -> None:
         self._endpointer = endpointer
         self._on_start = on_start
+        self._on_voice = on_voice
         self._on_pause = on_pause
         self._on_goes_on = on_goes_on
         self._on_end = on_end
@@ -114,11 +122,15 @@ class Listener:
             return
         with self._changed:  # a driver that sends long pieces is silent for as long between them
             self._lost_at = self._clock.now() + self._timeout + pcm.size / SAMPLE_RATE
-        for start in range(0, pcm.size, SLICE):
-            piece = pcm[start : start + SLICE]
+        for start in range(
+            0, pcm.size, FRAME
+        ):  # as it would come from a microphone: what follows from a frame comes before the next
+            piece = pcm[start : start + FRAME]
             for event in self._endpointer.skip(piece.size) if muted else self._endpointer.feed(piece):
                 if self._still_wanted(in_speech=not isinstance(event, SpeechEnd)):
                     self._tell(event)
+            if self.in_speech:
+                self._on_voice(self._endpointer.voiced_seconds)
             if self._resets != self._applied_resets or self._closed:
                 return
 

@@ -16,9 +16,11 @@ class UserTurn:
     closed_at: float  # when the user had finished
     context: Callable[[], dict[str, Any] | None] = lambda: None  # a text part of what the robot knows, called as `picture` is
     say: str = ""  # what the robot is to speak, word for word; the model then writes nothing
+    opened_at: float | None = None  # when its answer was begun, if that was before
     response: int = 0
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
+    open: bool = False  # the user may go on: nothing is told of it yet
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
 
 

@@ -27,6 +27,11 @@ class PushToTalk:
         return self._in_speech
 
     @property
+    def voiced_seconds(self) -> float:
+        """Of the utterance in progress."""
+        return self._endpointer.voiced_seconds
+
+    @property
     def vad_name(self) -> str:
         return self._endpointer.vad_name
 
@@ -84,6 +89,11 @@ class AfterWakeWord:
     @property
     def in_speech(self) -> bool:
         return self._endpointer.in_speech
+
+    @property
+    def voiced_seconds(self) -> float:
+        """Of the utterance in progress."""
+        return self._endpointer.voiced_seconds
 
     @property
     def vad_name(self) -> str:

@@ -12,7 +12,7 @@ from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.transcript import transcript_request
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
-from omni_ros.errors import PromptTooLongError
+from omni_ros.errors import PromptTooLongError, RunawayError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
 
 
@@ -24,6 +24,7 @@ class _Progress:
     answer: Answer = field(default_factory=Answer)
     first_text: float | None = None
     first_audio: float | None = None
+    ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
 
 
 class TurnWorker:
@@ -73,15 +74,22 @@ class TurnWorker:
         self._closed = False
         self._changed_history = True  # since the conversation was last fed
         self._forgotten = False  # the conversation's rows are of no more use
-        self._feeding = False
+        self._feeding = self._generating = False
         self._untold = False  # the words of the last turn were not written down yet
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
+    def answer(self) -> UserTurn | None:
+        """The turn that waits for its answer, is being answered, or whose answer is spoken, if there is one."""
+        with self._changed:
+            turns = (self._waiting, self._current)
+            return next((turn for turn in turns if turn is not None and not turn.open and not turn.cancelled), None)
+
+    @property
     def thinking(self) -> bool:
         """Whether a turn waits for its answer or is being answered."""
-        current = self._current
-        return self._waiting is not None or (current is not None and not current.answered)
+        with self._changed:
+            return any(turn is not None and not turn.open and not turn.answered for turn in (self._waiting, self._current))
 
     @property
     def _has_turn(self) -> bool:
@@ -89,11 +97,13 @@ class TurnWorker:
 
     @property
     def waiting(self) -> int:
-        return int(self._waiting is not None) + len(self._says)
+        with self._changed:
+            return int(self._waiting is not None and not self._waiting.open) + len(self._says)
 
     def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
         with self._changed:
+            self.withdraw()
             dropped = self._waiting if not preempt else None
             if preempt:
                 self.interrupt()
@@ -126,6 +136,7 @@ class TurnWorker:
     def interrupt(self) -> None:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
+            self.withdraw()
             if self._waiting is not None:
                 self._skipped.append(self._waiting)
                 self._waiting = None
@@ -134,16 +145,20 @@ class TurnWorker:
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
-            stopped = self._current is not None or self.waiting > 0
-            self._waiting = None
+            closed = [turn for turn in (self._current, self._waiting) if turn is not None and not turn.open]
+            stopped = bool(closed) or len(self._says) > 0
             self._says.clear()
-            self._cancel_current()
+            if self._waiting in closed:
+                self._waiting = None
+            if self._current in closed:
+                self._cancel_current()
             return stopped
 
     def forget(self) -> None:
         """Stop, and forget the conversation."""
         with self._changed:
             self.cancel()
+            self.withdraw()
             self._history.clear()
             self._skipped.clear()
             self._forgotten = self._changed_history = True
@@ -165,14 +180,58 @@ class TurnWorker:
             self._stop_feeding()
             self._changed.notify_all()
             self.cancel()
+            self.withdraw()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    # ---- a turn that may not be over: answered from its first pause on, and told only once it is --------------------
+
+    def speculate(self, turn: UserTurn) -> None:
+        """Begin to answer `turn`, which the user may go on with, unless another one is in progress."""
+        with self._changed:
+            if self._waiting is None and (self._current is None or self._current.cancelled):
+                turn.open = True
+                self._waiting = turn
+                self._changed_history |= self._feeding  # to be fed again if the turn is withdrawn
+                self._stop_feeding()
+                self._changed.notify_all()
+
+    def confirm(self, pcm: Any) -> bool:
+        """The turn of this sound is closed: from now on it is like any other; False when it is not being answered."""
+        with self._changed:
+            turn = self._open_turn()
+            if turn is None or (turn.said or {}).get("audio") is not pcm:
+                return False
+            turn.open = False
+            turn.opened_at, turn.closed_at = turn.closed_at, self._clock.now()
+            self._changed.notify_all()
+            return True
+
+    def withdraw(self) -> None:
+        """The turn that may not be over is not: leave no trace of its answer."""
+        with self._changed:
+            turn = self._open_turn()
+            if turn is not None and turn is self._waiting:
+                self._waiting = None
+            elif turn is not None:
+                self._cancel_current()
+
+    def is_closed(self, turn: UserTurn) -> bool:
+        """Waits until `turn` is, or until it was withdrawn."""
+        with self._changed:
+            self._changed.wait_for(lambda: not turn.open or turn.cancelled)
+            return not turn.open
+
+    def _open_turn(self) -> UserTurn | None:
+        return next((t for t in (self._waiting, self._current) if t is not None and t.open and not t.cancelled), None)
 
     def _cancel_current(self) -> None:
         if self._current is not None and not self._current.cancelled:
             self._current.cancelled = True
-            self._conversation.cancel()
+            if self._generating:  # or it would hit the feed that comes next
+                self._conversation.cancel()
             self._speech.cancel()
+            self._changed.notify_all()
 
     def _stop_feeding(self) -> None:
         if self._feeding:
@@ -193,7 +252,8 @@ class TurnWorker:
                 self._history.add_interrupted([skipped.said] if skipped.said else [], "")
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
-            self._changed_history = False
+            if turn is None or not turn.open:
+                self._changed_history = False
             self._feeding = turn is None
             if turn is not None:
                 self._begin(turn)
@@ -245,11 +305,13 @@ class TurnWorker:
         try:
             self._on_change()
             outcome = self._answer(turn, progress)
+            if not self.is_closed(turn):
+                return
             turn.answered = True
             self._on_outcome(outcome)
             heard = self._speech.end(turn.response)
-            if not outcome.error:
-                self._remember(turn, progress.content, progress.answer, heard)
+            if not outcome.error or progress.ran_away:
+                self._remember(turn, progress, heard)
         finally:
             turn.answered = True
             self._speech.cancel()  # nothing is left of it unless something above went wrong
@@ -258,15 +320,16 @@ class TurnWorker:
                 self._changed.notify_all()
             self._on_change()
 
-    def _remember(self, turn: UserTurn, content: list[dict[str, Any]], answer: Answer, heard: int) -> None:
+    def _remember(self, turn: UserTurn, progress: _Progress, heard: int) -> None:
+        content, answer, interrupted = progress.content, progress.answer, turn.cancelled or progress.ran_away
         if answer.whole and answer.samples and not turn.cancelled:
             spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
             self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
         with self._changed:
             if turn.forgotten:
                 return
-            words = answer.heard(heard, self._tokens_per_second) if turn.cancelled else answer.text
-            if turn.cancelled and not (answer.whole and words == answer.text.rstrip()):
+            words = answer.heard(heard, self._tokens_per_second) if interrupted else answer.text
+            if interrupted and not (answer.whole and words == answer.text.rstrip()):
                 self._history.add_interrupted(content, words)
             else:
                 self._history.add(content, answer.text)
@@ -280,7 +343,16 @@ class TurnWorker:
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
-            return Outcome("error", error=describe(error), first_text=progress.first_text, first_audio=progress.first_audio)
+            if isinstance(error, RunawayError):
+                progress.ran_away = True
+                answer.drop_last(error.repeated)
+            return Outcome(
+                "error",
+                text=answer.text,
+                error=describe(error),
+                first_text=progress.first_text,
+                first_audio=progress.first_audio,
+            )
         if finished is None:
             return Outcome("cancelled")
         answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
@@ -291,7 +363,7 @@ class TurnWorker:
             finished.text,
             first_text=progress.first_text,
             first_audio=progress.first_audio,
-            metrics=dict(finished.metrics),
+            metrics=finished.metrics | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
         )
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
@@ -319,26 +391,32 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            events = None if turn.cancelled else self._conversation.generate(request)
-        if events is None:
-            return None
+            if turn.cancelled:
+                return None
+            events, self._generating = self._conversation.generate(request), True
         finished: Finished | None = None
-        with closing(events):  # whatever is raised here, the conversation must not stay busy
+        try:
             for event in events:
+                self.is_closed(turn)
                 since = self._clock.now() - turn.closed_at
                 if isinstance(event, Finished):
                     finished = event
                 elif turn.cancelled:
                     continue  # it was made before the conversation heard of it
                 elif isinstance(event, TextDelta):
-                    progress.first_text = progress.first_text or since
+                    progress.first_text = since if progress.first_text is None else progress.first_text
                     progress.answer.pieces.append((event.text, len(event.token_ids)))
                     if not turn.say:
                         self._on_text(event.text)
-                elif isinstance(event, TextFinished) and not turn.say:
-                    self._on_response(event.text)
+                elif isinstance(event, TextFinished):
+                    if not turn.say:
+                        self._on_response(event.text)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
-                    progress.first_audio = progress.first_audio or since
+                    progress.first_audio = since if progress.first_audio is None else progress.first_audio
                     progress.answer.samples += event.pcm.size
                     self._speech.push(turn.response, event.pcm)
+        finally:
+            events.close()  # whatever was raised here, the conversation must not stay busy
+            with self._changed:
+                self._generating = False
         return finished

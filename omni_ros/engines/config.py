@@ -179,6 +179,7 @@ class TensorRTConfig:
     target: str
     host_inputs: list[str]  # inputs that the plan reads on the CPU
     profiles: dict[str, dict[str, list[list[int]]]]  # name -> input -> its smallest, usual and largest shape
+    compiler_flags: list[str] = field(default_factory=list)  # that it was built with: see offline/tensorrt/known_faults.py
 
 
 @dataclass

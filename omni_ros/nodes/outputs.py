@@ -6,7 +6,7 @@ import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from std_msgs.msg import Bool, Int16MultiArray, String
+from std_msgs.msg import Bool, Float32, Int16MultiArray, String
 
 from omni_ros.dialogue.dialogue import Face
 from omni_ros.dialogue.turn import Outcome, describe
@@ -32,6 +32,7 @@ class Outputs(Face):
         self._transcript = publisher(String, "transcript", QoSProfile(depth=10), answers)
         self._live_speech = live_speech(node)
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
+        self._speech_gain = publisher(Float32, "speech_gain", LATCHED)
         self._speaking = publisher(Bool, "speaking", LATCHED)
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
         self._awake = publisher(Bool, "awake", LATCHED)
@@ -52,7 +53,8 @@ class Outputs(Face):
             self._show_state()
 
     def quiet(self) -> None:
-        """Nobody speaks, as a latched fact."""
+        """Nobody speaks, as a latched fact, and whoever will may be heard."""
+        self.gain(1.0)
         self._speaking.publish(Bool(data=False))
         self._user_speaking.publish(Bool(data=False))
 
@@ -70,6 +72,10 @@ class Outputs(Face):
 
     def speech(self, pcm: np.ndarray) -> None:
         self._speech_audio.publish(messages.fill_pcm(Int16MultiArray(), pcm))
+
+    def gain(self, gain: float) -> bool:
+        self._speech_gain.publish(Float32(data=gain))
+        return self._speech_gain.get_subscription_count() > 0
 
     def speaking(self, speaking: bool) -> None:
         self._speaking.publish(Bool(data=speaking))

@@ -74,6 +74,8 @@ NODE = {
         Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
         Parameter("preempt", True, "speech and prompts of the user stop the answer in progress; false: the newest waits"),
         Parameter("say_preempts", False, "so do texts on topic say; false: they wait until nobody speaks"),
+        Parameter("barge_in_seconds", 0.6, "seconds of voice that stop an answer; shorter words are nods", 0.0, 5.0),
+        Parameter("eager", True, "begin to answer at the first pause, unheard, in case that the user has finished"),
     ),
     "conversation": (
         Parameter("system_prompt", "", "instructions ahead of the conversation"),
@@ -103,6 +105,8 @@ GENERATION = (
     Parameter("seed", -1, "of the sampling, -1: different every time", -1, 2**31 - 1),
     Parameter("first_chunk_frames", 1, "codec frames in each of an answer's first two pieces of speech ...", 1, 1000),
     Parameter("chunk_frames", 8, "... and in its later ones: fewer is sooner, more is cheaper", 1, 1000),
+    Parameter("runaway_limit", 100, "tokens, or codec frames of 80 ms, of mere repetition, silence or speech beyond a second a "
+              "token that end an answer with an error; 0: no limit", 0, 100000),
 )  # fmt: skip
 
 SECTIONS = {**NODE, "answer": GENERATION}

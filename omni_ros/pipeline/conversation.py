@@ -63,8 +63,8 @@ class Conversation:
     def generate(self, request: Request, fresh: bool = False) -> Iterator[Event]:
         """TextDelta, TextFinished and AudioChunk events while they are made, then Finished.
 
-        `cancel` works from this call on. Reading the events raises InputError, PromptTooLongError, UnknownSpeakerError or
-        EngineError; the next turn works after each. `fresh` forgets everything first.
+        `cancel` works from this call on. Reading the events raises InputError, PromptTooLongError, UnknownSpeakerError,
+        RunawayError or EngineError; the next turn works after each. `fresh` forgets everything first.
         """
         cancelled = threading.Event()
         if not self._busy.locked():

@@ -34,6 +34,9 @@ class Request:
     seed: int | None = None  # None: different every time
     first_chunk_frames: int = 1  # the first two speech chunks are this small ...
     chunk_frames: int = 8  # ... then every other one doubles, up to this size
+    # Tokens, or codec frames, that may repeat one cycle, be silent, or be more than the text needs (a second a token), before
+    # the turn ends with RunawayError; 0: never, since random weights do nothing else.
+    runaway_limit: int = 0
     special_tokens: bool = True  # False: what looks like a special token in a text is plain text, as words of a stranger are
     say: str | None = None  # words to speak, exactly these, in place of a reply: the Thinker writes none
 
@@ -45,6 +48,7 @@ class Request:
             ("max_audio_length", 1),
             ("first_chunk_frames", 1),
             ("chunk_frames", 1),
+            ("runaway_limit", 0),
             ("seed", 0),
         ):
             value = getattr(self, name)
@@ -80,7 +84,8 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class TextFinished:
-    """The whole reply text, as soon as it is written; speech usually goes on. `reason` as in Finished."""
+    """The whole reply text, as soon as it is written; speech usually goes on. `reason` as in Finished, or `runaway`: the turn
+    ends with RunawayError."""
 
     text: str
     token_ids: list[int]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omni_ros.errors import InputError
+from omni_ros.errors import InputError, RunawayError
 from omni_ros.pipeline.channel import Channel, ChannelClosed
 from omni_ros.pipeline.prompt import Prompt
 from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished
+from omni_ros.pipeline.runaway import RunawayGuard
 from omni_ros.pipeline.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Turn:
         self.text, self.text_ended = "", False
         self.codes: list[np.ndarray] = []
         self.metrics: dict[str, Any] = {}
+        self.guard = RunawayGuard(request.runaway_limit)
         seeds = conversation.seed(request.seed).spawn(3)
         self.thinker_rng, self.talker_rng, self.predictor_rng = map(np.random.default_rng, seeds)
         if voice:
@@ -95,6 +97,9 @@ class Turn:
             return
         except ChannelClosed:
             self.cancelled.set()
+        except RunawayError as e:  # nothing aborts: what was made until then is still handed on
+            self.error = self.error or e
+            self.cancelled.set()
         except BaseException as e:  # noqa: BLE001 - whatever a stage dies of belongs to the caller of run()
             self.error = self.error or e
             for channel in (self.texts, self.frames, self.prompt_ready, self.prompt_read, self.events):
@@ -125,6 +130,7 @@ class Turn:
             position = prompt.next_position
             sampler = Sampler(self.thinker.config.vocab_size, r.temperature, r.top_k, r.top_p, self.thinker_rng)
             stream = self.prompts.tokenizer.stream()
+            runaway: RunawayError | None = None
             while not self.cancelled.is_set():
                 token = sampler(logits)
                 self.token_ids.append(token)
@@ -138,14 +144,20 @@ class Turn:
                     if len(self.token_ids) == 1 and last != "stop":
                         self._speak(token)
                     break
+                if runaway := self.guard.token(token):
+                    break
                 self._speak(token)
                 logits = c.step(token, position)
                 position += 1
             self._mark("last_token_s")
             if rest := stream.rest():
                 self._say(rest, [])
+            if runaway or (self.reason == "cancelled" and isinstance(self.error, RunawayError)):
+                self.reason = "runaway"
             if self.reason != "cancelled":
                 self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
+            if runaway:
+                raise runaway
         finally:
             for channel in (self.texts, self.prompt_ready, self.prompt_read):
                 channel.close()
@@ -209,6 +221,8 @@ class Turn:
                 self.codes.append(codes)
                 self._mark("first_code_s", once=True)
                 self.frames.put(codes)
+                if runaway := self.guard.frame(code0, len(self.codes), len(self.token_ids)):
+                    raise runaway
                 if len(self.codes) >= self.max_frames:
                     self.audio_reason = "length"
                     break
@@ -263,6 +277,8 @@ class Turn:
         self._mark("first_pcm_s", once=True)
         self._mark("last_pcm_s")
         self.events.put(AudioChunk(pcm, is_last=False))
+        if runaway := self.guard.sound(pcm, self.code2wav.samples_per_frame):
+            raise runaway
         return len(pcm)
 
     # ---- results ----------------------------------------------------------------------------------------------------

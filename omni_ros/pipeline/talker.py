@@ -20,6 +20,7 @@ from omni_ros.pipeline.thinker import Thinker
 
 DEFAULT_SPEAKER = "ethan"  # the default of transformers' generate()
 ASSISTANT_ROWS = 9
+LISTED, LONGEST = 20, 80  # voices, and characters of a name, in an error's text
 
 
 class Talker:
@@ -55,7 +56,10 @@ class Talker:
         if name is None:
             name = DEFAULT_SPEAKER if DEFAULT_SPEAKER in voices else next(iter(voices))
         if name.lower() not in voices:
-            raise UnknownSpeakerError(f"speaker {name!r} is not in this checkpoint; it has {', '.join(sorted(voices))}")
+            known = sorted(voices)
+            listed = ", ".join(known[:LISTED]) + f" and {len(known) - LISTED} more" * (len(known) > LISTED)
+            shown = repr(name) if len(name) <= LONGEST else f"{name[:LONGEST]!r}..."
+            raise UnknownSpeakerError(f"speaker {shown} is not in this checkpoint; it has {listed}")
         return voices[name.lower()]
 
     def sampler(self, temperature: float, top_k: int, top_p: float, penalty: float, rng: np.random.Generator) -> Sampler:

@@ -101,27 +101,32 @@ def log_mel(pcm: np.ndarray) -> np.ndarray:
             f"audio of {pcm.size} samples is {'empty' if pcm.size == 0 else 'too short'}: "
             f"at least {MIN_SAMPLES} at {SAMPLE_RATE} Hz are needed"
         )
+    return whisper_mel(pcm)
+
+
+def whisper_mel(pcm: np.ndarray, bins: int = MEL_BINS) -> np.ndarray:
+    """Whisper's log-mel without a look at the samples: float [n], n > 200 -> float32 [bins, n // 160]."""
     centred = np.pad(pcm, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(centred, N_FFT)[::HOP]
     windows = windows[:-1]  # [frames, 400]; whisper drops the last, whose centre is the end of the clip
     hann = np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the transform below
-    mel = np.empty((MEL_BINS, len(windows)), np.float32)
+    mel = np.empty((bins, len(windows)), np.float32)
     for start in range(0, len(windows), FRAMES_PER_BLOCK):
         block = slice(start, start + FRAMES_PER_BLOCK)
         power = np.abs(np.fft.rfft(windows[block] * hann)) ** 2  # [frames, 201]
-        mel[:, block] = mel_filters().T @ power.T
+        mel[:, block] = mel_filters(bins).T @ power.T
     np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
     np.maximum(mel, mel.max() - 8, out=mel)  # 80 dB below the loudest
     return (mel + 4) / 4
 
 
 @functools.cache
-def mel_filters() -> np.ndarray:
-    """Slaney-style triangular filters float64 [201, 128] for 0..8000 Hz, each of equal area (librosa's default)."""
-    edges = _mel_to_hertz(np.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), MEL_BINS + 2))
-    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
+def mel_filters(bins: int = MEL_BINS) -> np.ndarray:
+    """Slaney-style triangular filters float64 [201, bins] for 0..8000 Hz, each of equal area (librosa's default)."""
+    edges = _mel_to_hertz(np.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), bins + 2))
+    hertz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
+    rising = (hertz - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - hertz) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))
 
 

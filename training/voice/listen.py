@@ -179,8 +179,8 @@ def main() -> None:
     save()
     for item in items:
         index = voice.frames_of(item["answer"])
-        pipeline.code2wav.reset()
-        row("codec copy").add(item["answer"], pipeline.code2wav.decode(codes[index].T), index < 0)
+        code2wav = pipeline.models.speak().code2wav
+        row("codec copy").add(item["answer"], code2wav.decode(code2wav.engine.new_state(), codes[index].T), index < 0)
     save()
 
     def turns(name: str, items: list[dict], speak, temperature: float) -> None:
