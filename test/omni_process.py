@@ -40,6 +40,7 @@ OUTPUTS = {
     "user_speaking": (Bool, LATCHED),
     "state": (String, LATCHED),
     "/diagnostics": (DiagnosticArray, 10),
+    "latency": (DiagnosticArray, 10),
 }
 
 

@@ -33,6 +33,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Int16MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
+from omni_ros.dialogue.latency import STAGES
+
 
 def test_two_turns_of_text(omni):
     for turn in (1, 2):
@@ -56,6 +58,21 @@ def test_a_spoken_question_with_a_picture(omni):
     values = {pair.key: pair.value for pair in omni.status().values}
     # 4 x 3 merged patches and 2.9 s at 13 tokens per second, each with a few tokens around it: both reached the model
     assert 12 + 35 + 4 < int(values["pipeline prompt_tokens"]) < 12 + 39 + 20
+
+
+def test_every_answer_says_where_its_time_went(omni):
+    omni.speak(question())
+    answer(omni)
+    wait(lambda: omni.received["latency"], 5)
+    (msg,) = omni.received["latency"]
+    assert msg.header.stamp.sec > 0 and msg.status[0].name == "omni: latency" and msg.status[0].message == "length"
+    stages = {pair.key: float(pair.value) for pair in msg.status[0].values}
+    assert list(stages) == [f"{stage.replace('_', ' ')} s" for stage in STAGES]
+    assert 0.1 < stages["end of turn s"] < 2.5
+    made = list(stages.values())[1:]  # which may have begun before the end of the turn
+    assert made == sorted(made) and stages["end of turn s"] <= stages["first played s"] < 5.0
+    told = omni.values()
+    assert {key: float(told[f"latency {key}"]) for key in stages} == pytest.approx(stages, abs=1e-3)
 
 
 def prompt_tokens(omni: Client, text: str) -> int:

@@ -347,7 +347,8 @@ class Dialogue:
         def context() -> dict[str, Any] | None:
             return self.perception.part(settings.facts_max_age, lambda error: bad("facts", error))
 
-        turn = UserTurn(said, picture, closed_at=now, context=context)
+        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
+        turn = UserTurn(said, picture, closed_at=now, spoken_until=spoken_until, context=context)
         return turn
 
     def _on_speaking(self, speaking: bool) -> None:

@@ -110,6 +110,7 @@ class Endpointer:
     """
 
     HYSTERESIS = 0.15
+    _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
     def __init__(
         self,
@@ -147,6 +148,11 @@ class Endpointer:
     def vad_name(self) -> str:
         return self._vad.name
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the last voice in the utterance in progress, or that were so at the end of the last one."""
+        return (self._silent if self._in_speech else self._silent_at_end) * FRAME / SAMPLE_RATE
+
     def reset(self) -> None:
         """Forget the utterance in progress and the noise floor, as after a gap in the stream."""
         self._vad.reset()
@@ -155,6 +161,7 @@ class Endpointer:
         self._idle()
 
     def _idle(self) -> None:
+        self._silent_at_end = self._silent
         self._in_speech = False
         self._voiced = self._silent = 0  # frames in a row
         self._voiced_frames = 0  # of the utterance

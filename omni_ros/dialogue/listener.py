@@ -57,6 +57,7 @@ class Listener:
         self._drop = drop
         self._clock = clock
         self.in_speech = False
+        self._soundless = 0.0  # seconds at the end of an utterance for which nothing came
         self._changed = clock.condition()  # guards all below
         self._arrived: deque[tuple[Callable[[], Pcm], int, bool]] = deque()
         self._arrived_bytes = 0
@@ -69,6 +70,11 @@ class Listener:
     @property
     def vad_name(self) -> str:
         return self._endpointer.vad_name
+
+    @property
+    def silence(self) -> float:
+        """For the callbacks: seconds since the last voice of the utterance that they are about."""
+        return self._endpointer.silence + self._soundless
 
     def hear(self, read: Callable[[], Pcm], size: int, muted: bool) -> None:
         """More of the stream: `read` makes the samples, on the listener's thread, or raises InputError; `size` is how many
@@ -149,7 +155,9 @@ class Listener:
         said = self._endpointer.close()
         if self._still_wanted(in_speech=False):
             self._on_lost(self._timeout, self._drop)
+            self._soundless = self._timeout
             self._on_end(None if self._drop else said.pcm)
+            self._soundless = 0.0
 
     def _still_wanted(self, in_speech: bool) -> bool:
         """Note what was heard, unless somebody has called reset() since."""

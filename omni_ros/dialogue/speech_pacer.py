@@ -46,6 +46,7 @@ class SpeechPacer:
         self._changed = clock.condition()
         self._response: int | None = None
         self._heard = 0  # samples of the last response that were played when it ended
+        self._first_at: float | None = None  # when its first sample was published
         self._closed = False
         self._held = False
         self._was_held = False  # since the last chunk: the silence behind it was meant
@@ -73,6 +74,7 @@ class SpeechPacer:
         with self._changed:
             self._forget()
             self._heard = 0
+            self._first_at = None
             self._response = response
 
     def push(self, response: int, pcm: np.ndarray) -> None:
@@ -93,6 +95,13 @@ class SpeechPacer:
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._response != response)
             return self._heard
+
+    def first_played(self) -> float | None:
+        """When the first sample of the response that began last was published: the loudspeaker can play it from then on. Waits
+        for one that is due; None where there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._first_at is not None or self._response is None or not self._waiting.size)
+            return self._first_at
 
     def cancel(self) -> None:
         """Stop now: what was not published never is."""
@@ -215,6 +224,9 @@ class SpeechPacer:
                 self._publish(chunk)
                 self._heard_at = max(self._heard_at, now) + chunk.size / SAMPLE_RATE
                 self._published += chunk.size
+                if self._first_at is None:
+                    self._first_at = now
+                    self._changed.notify_all()
             elif self._waiting.size:
                 return ahead - SLACK + 1e-3
             elif not self._ended:

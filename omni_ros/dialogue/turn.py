@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from omni_ros.dialogue.latency import Latency
 from omni_ros.errors import OmniError
 
 
@@ -22,6 +23,7 @@ class UserTurn:
     forgotten: bool = False  # the conversation was reset meanwhile
     open: bool = False  # the user may go on: nothing is told of it yet
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
+    spoken_until: float | None = None  # the last sound before closed_at; None: the turn was typed
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Outcome:
     first_text: float | None = None
     first_audio: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)  # the pipeline's
+    latency: Latency | None = None  # None: the answer was not begun
 
 
 def describe(error: Exception) -> str:

@@ -20,6 +20,7 @@ class PushToTalk:
     def __init__(self, endpointer: Endpointer, *, max_seconds: float) -> None:
         self._endpointer = endpointer  # finds the voice
         self._max_samples = max_seconds * SAMPLE_RATE
+        self._silence = 0.0
         self.reset()
 
     @property
@@ -30,6 +31,11 @@ class PushToTalk:
     def voiced_seconds(self) -> float:
         """Of the utterance in progress."""
         return self._endpointer.voiced_seconds
+
+    @property
+    def silence(self) -> float:
+        """Seconds between the last voice and the button's release."""
+        return self._silence
 
     @property
     def vad_name(self) -> str:
@@ -66,7 +72,7 @@ class PushToTalk:
 
     def close(self) -> SpeechEnd:
         """End the utterance in progress, because no more sound will come."""
-        end = SpeechEnd(np.concatenate(self._held))
+        end, self._silence = SpeechEnd(np.concatenate(self._held)), self._endpointer.silence
         self.reset()
         return end
 
@@ -94,6 +100,10 @@ class AfterWakeWord:
     def voiced_seconds(self) -> float:
         """Of the utterance in progress."""
         return self._endpointer.voiced_seconds
+
+    @property
+    def silence(self) -> float:
+        return self._endpointer.silence
 
     @property
     def vad_name(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.transcript import transcript_request
@@ -22,6 +23,7 @@ class _Progress:
 
     content: list[dict[str, Any]] = field(default_factory=list)  # the parts of the user's message
     answer: Answer = field(default_factory=Answer)
+    began: float | None = None  # the conversation was asked
     first_text: float | None = None
     first_audio: float | None = None
     ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
@@ -352,6 +354,7 @@ class TurnWorker:
                 error=describe(error),
                 first_text=progress.first_text,
                 first_audio=progress.first_audio,
+                latency=self._latency(turn, progress, {}),
             )
         if finished is None:
             return Outcome("cancelled")
@@ -361,10 +364,16 @@ class TurnWorker:
             reason,
             finished.audio_reason,
             finished.text,
+            latency=self._latency(turn, progress, finished.metrics),
             first_text=progress.first_text,
             first_audio=progress.first_audio,
             metrics=finished.metrics | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
         )
+
+    def _latency(self, turn: UserTurn, progress: _Progress, metrics: dict[str, Any]) -> Latency:
+        played_at = self._speech.first_played()
+        spoken_until = turn.closed_at if turn.spoken_until is None else turn.spoken_until
+        return Latency.measure(spoken_until, turn.closed_at, progress.began, metrics, played_at)
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
         """The answer, with as much of the history as there is room for."""
@@ -377,6 +386,7 @@ class TurnWorker:
             options = self._options()
             request = say_request(turn.say, messages, options) if turn.say else Request(messages, special_tokens=False, **options)
             progress.answer.spoken = request.audio_output
+            progress.began = self._clock.now()
             try:
                 finished = self._play(turn, request, progress)
             except PromptTooLongError:

@@ -1,12 +1,16 @@
-"""What `configure` makes and `cleanup` frees: the engines, and a dialogue on them."""
+"""What `configure` makes and `cleanup` frees: the engines, and a dialogue on them.
+
+It needs no ROS but a way to ask for parameters, so that a replay (omni_ros/replay) makes exactly what the node does.
+"""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode
 
+from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
 from omni_ros.dialogue.turn_start import TURN_STARTS, AfterWakeWord, Ears, PushToTalk
@@ -25,7 +29,14 @@ STOP_WITHIN = 1.0  # seconds that a turn is given to reach its next decode step 
 class Configured:
     """Loads the engines and runs them once: the first turn must neither fail nor be slow. OmniError says what is wrong."""
 
-    def __init__(self, node: LifecycleNode, face: Face) -> None:
+    def __init__(
+        self,
+        node: parameters.HasParameters,
+        face: Face,
+        *,
+        clock: Clock | None = None,
+        around: "Callable[[Conversation], Any]" = lambda conversation: conversation,  # what the dialogue talks to in its place
+    ) -> None:
         from omni_ros.pipeline.pipeline import Pipeline  # here: an unconfigured node stays small
 
         def value(name: str):
@@ -68,7 +79,7 @@ class Configured:
             raise
         self.load_seconds = time.monotonic() - started
         self.dialogue = Dialogue(
-            conversation,
+            around(conversation),
             face,
             endpointer=ears,
             settings=parameters.settings(node),
@@ -77,6 +88,7 @@ class Configured:
             speech_lead=value("speech_lead"),
             audio_timeout=value("audio_timeout"),
             audio_timeout_drops=value("audio_timeout_drops"),
+            clock=clock,
         )
 
     @property

@@ -6,6 +6,7 @@ from collections import Counter
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.turn import Outcome
 
 RECENT = 10.0  # seconds for which a bad message keeps the status at WARN, and a survived defect at ERROR
@@ -77,6 +78,7 @@ class Health:
             values |= {f"bad messages {topic}": count for topic, count in self._bad_messages.items()}
             if (turn := self._last_turn) is not None:
                 values |= {"time to first text s": turn.first_text, "time to first audio s": turn.first_audio}
+                values |= {f"latency {key}": value for key, value in in_words(turn.latency).items()}
                 values |= {"text ended by": turn.reason, "speech ended by": turn.audio_reason}
                 values |= {f"pipeline {key}": value for key, value in turn.metrics.items()}
         pairs = [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
@@ -99,6 +101,18 @@ class Health:
         elif turn is not None and turn.audio_reason in CUT_SHORT:
             warnings.append(f"the last reply's speech was cut: {CUT_SHORT[turn.audio_reason]}")
         return (DiagnosticStatus.WARN, "; ".join(warnings)) if warnings else (DiagnosticStatus.OK, state)
+
+
+def in_words(latency: Latency | None) -> dict[str, float]:
+    """`end of turn s`: 0.55, ...; the stages that were reached."""
+    return {f"{stage.replace('_', ' ')} s": seconds for stage, seconds in latency.reached().items()} if latency else {}
+
+
+def latency_status(name: str, outcome: Outcome) -> DiagnosticStatus:
+    """Topic `latency`: one answer, with the keys of /diagnostics."""
+    pairs = [KeyValue(key=key, value=f"{value:.4f}") for key, value in in_words(outcome.latency).items()]
+    level = DiagnosticStatus.ERROR if outcome.error else DiagnosticStatus.OK
+    return DiagnosticStatus(level=level, name=name, hardware_id="omni_ros", message=outcome.reason, values=pairs)
 
 
 def _text(value: object) -> str:

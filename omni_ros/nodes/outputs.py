@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -12,7 +13,7 @@ from omni_ros.dialogue.dialogue import Face
 from omni_ros.dialogue.turn import Outcome, describe
 from omni_ros.errors import InputError
 from omni_ros.nodes import messages
-from omni_ros.nodes.diagnostics import CUT_SHORT, LONGEST, Health
+from omni_ros.nodes.diagnostics import CUT_SHORT, LONGEST, Health, in_words, latency_status
 from omni_ros.nodes.live_speech import live_speech
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -37,7 +38,10 @@ class Outputs(Face):
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
         self._awake = publisher(Bool, "awake", LATCHED)
         self._state = publisher(String, "state", LATCHED)
+        self._latency = publisher(DiagnosticArray, "latency", QoSProfile(depth=10), answers)
         self._log = node.get_logger()
+        self._now = node.get_clock().now
+        self._name = node.get_fully_qualified_name().lstrip("/")
         self._health = health
         self._audio_topic = node.resolve_topic_name("audio")
         self._lock = threading.Lock()  # the state changes on several threads; its messages must keep their order
@@ -93,10 +97,17 @@ class Outputs(Face):
 
     def outcome(self, outcome: Outcome) -> None:
         self._health.turn_ended(outcome)
+        if outcome.latency is not None:
+            msg = DiagnosticArray(status=[latency_status(f"{self._name}: latency", outcome)])
+            msg.header.stamp = self._now().to_msg()
+            self._latency.publish(msg)
         if outcome.error:
             self._log.error(f"turn failed: {outcome.error[:LONGEST]}")
         elif outcome.audio_reason in CUT_SHORT:
             self._log.warning(f"speech was cut short: {CUT_SHORT[outcome.audio_reason]}")
+        elif outcome.latency is not None:  # one line a turn, without a word of what was said: a log that can stay on
+            stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in in_words(outcome.latency).items())
+            self._log.info(f"answer made ({outcome.reason}): {stages}")
 
     def bad_input(self, source: str, error: InputError) -> None:
         self.bad(source, str(error))

@@ -1,5 +1,7 @@
 """The omni node's parameters: one table, from which the node, config/omni.yaml and docs/parameters.md are made.
 
+It can be imported where there is no ROS, for those who read a parameter file themselves (parameter_file.py).
+
 python -m omni_ros.nodes.parameter_docs     writes the two files again
 """
 
@@ -7,16 +9,16 @@ import difflib
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy import Parameter as RosParameter
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
-from rclpy.node import Node
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omni_ros.dialogue.dialogue import Settings
 from omni_ros.errors import InputError
 from omni_ros.nodes.messages import AUDIO_TYPES, shown
+
+if TYPE_CHECKING:
+    from rcl_interfaces.msg import SetParametersResult
+    from rclpy import Parameter as RosParameter
+    from rclpy.node import Node
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,20 @@ MISSPELT = 0.8  # likeness (difflib) from which an unknown name is taken for one
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def declare(node: Node, *, is_configured) -> None:
+class HasParameters(Protocol):
+    """A node, or what stands for one."""
+
+    def get_parameter(self, name: str) -> Any:
+        """Its `value` is what counts."""
+        ...
+
+
+def declare(node: "Node", *, is_configured) -> None:
     """Declare every parameter, with what the command line and parameter files give. `is_configured()` tells whether fixed
     ones are in use. Raises InputError naming the parameter, what it may be, and the files that were given."""
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+    from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+
     # The overrides have no public face: an integer has to become a double before rclpy compares the types.
     overrides = node._parameter_overrides
     for name, given in overrides.items():
@@ -132,9 +145,9 @@ def declare(node: Node, *, is_configured) -> None:
             node.declare_parameter(p.name, p.default, descriptor)
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             value = shown(str(overrides[p.name].value))
-            raise InputError(f"parameter {p.name} is {value}, but must be {_allowed(p)}{_files()}") from error
+            raise InputError(f"parameter {p.name} is {value}, but must be {allowed(p)}{_files()}") from error
 
-    def check(given: list[RosParameter]) -> SetParametersResult:
+    def check(given: "list[RosParameter]") -> "SetParametersResult":
         locked = node.get_parameter("lock_parameters").value
         for ros in given:
             if not node.has_parameter(ros.name) or ros.value == node.get_parameter(ros.name).value:
@@ -152,7 +165,7 @@ def declare(node: Node, *, is_configured) -> None:
     node.add_on_set_parameters_callback(check)
 
 
-def unknown(node: Node) -> list[str]:
+def unknown(node: "Node") -> list[str]:
     """What is wrong with each parameter that was given to this node but means nothing to it.
 
     Raises InputError where the name is nearly one of ours. Others may be meant for another node that shares the file.
@@ -161,20 +174,25 @@ def unknown(node: Node) -> list[str]:
     for name in node._parameter_overrides:
         if node.has_parameter(name) or name.startswith("qos_overrides."):
             continue
-        near = difflib.get_close_matches(name, TABLE, 1, cutoff=0.0)[0]
-        if difflib.SequenceMatcher(None, name, near).ratio() > MISSPELT:
-            raise InputError(f"parameter {shown(name)} is unknown: did you mean {near}?{_files()}")
-        found.append(f"parameter {shown(name)} is unknown and ignored; the nearest is {near}{_files()}")
+        found.append(not_ours(name, _files()))
     return found
 
 
-def settings(node: Node) -> Settings:
+def not_ours(name: str, where: str) -> str:
+    """What is wrong with a name that no parameter has, `where` it stands included. Raises InputError for a misspelling."""
+    near = difflib.get_close_matches(name, TABLE, 1, cutoff=0.0)[0]
+    if difflib.SequenceMatcher(None, name, near).ratio() > MISSPELT:
+        raise InputError(f"parameter {shown(name)} is unknown: did you mean {near}?{where}")
+    return f"parameter {shown(name)} is unknown and ignored; the nearest is {near}{where}"
+
+
+def settings(node: HasParameters) -> Settings:
     """What the dialogue may use from the next turn on."""
     own = {f: node.get_parameter(f).value for f in Settings.__dataclass_fields__ if f != "generation"}
     return replace(Settings(**own), generation=generation_options(node))
 
 
-def generation_options(node: Node) -> dict[str, Any]:
+def generation_options(node: HasParameters) -> dict[str, Any]:
     """Keyword arguments of Request, as the parameters are now."""
     options = {p.name: node.get_parameter(p.name).value for p in GENERATION}
     options["speaker"] = options["speaker"] or None
@@ -182,15 +200,16 @@ def generation_options(node: Node) -> dict[str, Any]:
     return options
 
 
-def _as_declared(given: RosParameter) -> RosParameter:
+def _as_declared(given: "RosParameter") -> "RosParameter":
     """`temperature: 1` is an integer in YAML, and means 1.0."""
     p = TABLE.get(given.name)
-    if p is not None and isinstance(p.default, float) and given.type_ == RosParameter.Type.INTEGER:
-        return RosParameter(given.name, value=float(given.value))
+    if p is not None and isinstance(p.default, float) and given.type_ == given.Type.INTEGER:
+        return type(given)(given.name, value=float(given.value))
     return given
 
 
-def _allowed(p: Parameter) -> str:
+def allowed(p: Parameter) -> str:
+    """The values that it may have, in words."""
     between = f" from {p.low:g} to {p.high:g}" if p.low is not None else ""
     return _TYPES[type(p.default)] + between
 
