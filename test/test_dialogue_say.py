@@ -217,6 +217,15 @@ def test_a_robot_that_speaks_all_day_to_nobody_keeps_a_bounded_history():
     assert len(history.messages("")) == len(kept)
 
 
+def test_a_defect_at_the_end_of_an_utterance_holds_nothing_up(world):
+    world.hear(0.5, 0.5)
+    world.dialogue.say("I waited.")
+    world.face.break_on = "user"
+    world.hear(0.7)
+    world.clock.sleep(5)
+    assert said(world)[-1] == "I waited." and world.face.break_on is None
+
+
 def test_it_repeats_exactly():
     logs = []
     for _ in range(2):

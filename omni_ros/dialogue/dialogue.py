@@ -311,13 +311,14 @@ class Dialogue:
         self._worker.withdraw()
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
-        self._face.user_speaking(False)
-        is_turn = self._barge_in.ends(pcm is not None)
-        if not (is_turn and self._worker.confirm(pcm)):
-            self._worker.withdraw()
-            if is_turn:
+        try:
+            self._face.user_speaking(False)
+            is_turn = self._barge_in.ends(pcm is not None)
+            if is_turn and not self._worker.confirm(pcm):
                 self._submit({"type": "audio", "audio": pcm})
-        self._worker.hold_says(False)
+        finally:  # whatever was raised above must not leave the worker waiting for the end of a turn
+            self._worker.withdraw()
+            self._worker.hold_says(False)
         self._tell_state()
 
     def _submit(self, said: dict[str, Any]) -> None:
