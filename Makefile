@@ -53,7 +53,7 @@ lint: .venv/.full
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# MINUTES for each of the six kinds of input; see fuzz/run.py.
+# MINUTES for each of the seven kinds of input; see fuzz/run.py.
 fuzz: .venv/.light
 	$(BIN)/python -m fuzz.run --minutes $(or $(MINUTES),1)
 

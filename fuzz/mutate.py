@@ -1,5 +1,6 @@
 """Mutations of bytes, JSON values and templates. All randomness comes from the `random.Random` that is passed in."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -69,12 +70,12 @@ def mutate_json(rng: random.Random, value: Any, changes: int | None = None) -> A
     for _ in range(changes or rng.choice((1, 1, 2, 4))):
         nodes = [n for n in _nodes(value) if n]  # non-empty containers
         if not nodes:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         node = rng.choice(nodes)
         key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
         kind = rng.randrange(6)
         if kind in (0, 1):
-            node[key] = rng.choice(VALUES)
+            node[key] = copy.deepcopy(rng.choice(VALUES))
         elif kind == 2:
             del node[key]
         elif kind == 3 and isinstance(node, list):

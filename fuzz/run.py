@@ -2,13 +2,13 @@
 
     python -m fuzz.run --minutes 10 [--target sounds] [--seed 0] [--keep findings/]
 
-Targets: sounds, pictures, videos (files), templates (chat templates), requests (on engines of a random checkpoint),
-folders (damaged engine folders). As many of them at a time as there are cores. Case n of a target depends on the seed and n
-only. Each is tried in a worker process; a finding is a crash of it, a case that takes more than --hang seconds of CPU time or
-six times that on the clock, an error that is not an OmniError, a case that needs more than 300 MB, or growth: in the last two
-fifths of its time a worker gets the same cases again, and whatever is made once or fits itself to them (heaps that glibc gives
-to threads, caches) has done so by then, so its memory may not rise by 50 MB. Findings are written to --keep, and a finding
-belongs into fuzz/regressions/TARGET/, which the tests replay. Exit status 1 when there are any.
+Targets: sounds, pictures, videos (files), templates (chat templates), tool_calls (replies of a model), requests (on engines of
+a random checkpoint), folders (damaged engine folders). As many of them at a time as there are cores. Case n of a target depends
+on the seed and n only. Each is tried in a worker process; a finding is a crash of it, a case that takes more than --hang
+seconds of CPU time or six times that on the clock, an error that is not an OmniError, a case that needs more than 300 MB, or
+growth: in the last two fifths of its time a worker gets the same cases again, and whatever is made once or fits itself to them
+(heaps that glibc gives to threads, caches) has done so by then, so its memory may not rise by 50 MB. Findings are written to
+--keep, and a finding belongs into fuzz/regressions/TARGET/, which the tests replay. Exit status 1 when there are any.
 """
 
 import argparse

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fuzz import tool_calls
 from fuzz.bombs import ROWS, SECONDS, VISION
 from fuzz.mutate import TEXTS, VALUES, mutate_bytes, mutate_json, mutate_template
 from omni_ros.pipeline.pipeline import Pipeline
@@ -276,6 +277,7 @@ TARGETS = {
     "pictures": Target(media_case("pictures"), try_picture),
     "videos": Target(media_case("videos"), try_video),
     "templates": Target(template_case, try_template),
+    "tool_calls": Target(tool_calls.case, tool_calls.attempt),
     "requests": Target(request_case, try_request, needs_engines=True),
     "folders": Target(folder_case, try_folder, needs_engines=True),
 }

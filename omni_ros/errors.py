@@ -25,6 +25,10 @@ class UnknownSpeakerError(InputError):
     """The checkpoint has no such voice; the text lists the voices it has."""
 
 
+class ToolError(OmniError):
+    """A tool call that cannot be carried out; the text is for the model that made it."""
+
+
 class RunawayError(OmniError):
     """The model repeats itself, is silent, or does not stop speaking: the turn was ended. What it said before is good."""
 

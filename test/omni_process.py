@@ -121,7 +121,7 @@ class Client:
             return [msg.status[0] for msg in self.received["/diagnostics"] if msg.status[0].name == name]
 
         known = len(own())
-        wait(lambda: len(own()) > known, 5)
+        wait(lambda: len(own()) > known, 20)
         return own()[-1]
 
     def call(self, kind, name: str, request=None):

@@ -1,12 +1,14 @@
 """A stand-in for the model: answers that are written and spoken at a given pace, on a dialogue's clock."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from omni_ros.errors import PromptTooLongError
-from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished
+from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished, ToolCall
 
+CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|$)", re.DOTALL)
 FRAME = 1920  # samples of one codec frame
 PREFILL = 0.1  # seconds
 PER_TOKEN = 0.05
@@ -15,7 +17,8 @@ PER_FRAME = 0.04
 
 class ScriptedModel:
     """As a Conversation: generate, feed, cancel, reset. The n-th answer is `answers[n]`, `frames_per_word` long; every sample
-    of its speech is n + 1 hundredths, by which it is known again. Answers are counted, or numbered by `number`."""
+    of its speech is n + 1 hundredths, by which it is known again. Answers are counted, or numbered by `number`. Tool calls in an
+    answer are made after its words."""
 
     def __init__(self, clock, answers: list[str], frames_per_word: int = 4, room: int = 10**9) -> None:
         self.clock = clock
@@ -44,10 +47,12 @@ class ScriptedModel:
             raise fault
         number = self.number(request)
         self.requests.append(request)
-        text = request.say or self.answers[number % len(self.answers)]
-        words = [word + " " for word in text.split()]
-        words[-1:] = [word.rstrip() for word in words[-1:]]
-        frames = len(words) * self.frames_per_word if request.audio_output else 0
+        answer = request.say or self.answers[number % len(self.answers)]
+        calls = [ToolCall(call, end != "") for call, end in CALL.findall(answer)] if request.tools is not None else []
+        text = CALL.sub("", answer).strip()
+        words = [word + " " for word in text.split()] or [""]
+        words[-1] = words[-1].rstrip()
+        frames = len(words) * self.frames_per_word if request.audio_output and text else 0
         timeline = [(PREFILL + i * PER_TOKEN, 0, word) for i, word in enumerate(words)]
         timeline += [(PREFILL + i * PER_FRAME + PER_TOKEN, 1, i) for i in range(frames)]
         began, written = self.clock.now(), []
@@ -60,17 +65,19 @@ class ScriptedModel:
                 return
             if kind == 0:
                 written.append(what)
-                yield TextDelta(what, [len(written)])
+                if what:
+                    yield TextDelta(what, [len(written)])
                 if fault is not None and len(written) == self.fault_after:
                     yield TextFinished("".join(written), [], "runaway")
                     raise fault
                 if len(written) == len(words):
+                    yield from calls
                     yield TextFinished(text, [], "stop")
             else:
                 yield AudioChunk(np.full(FRAME, (number + 1) / 100, np.float32), False)
         yield Finished(text, [], np.zeros((16, frames)), "stop", "stop" if frames else "none", {"reply_tokens": len(words)})
 
-    def feed(self, messages: list[dict], special_tokens: bool = True) -> None:
+    def feed(self, messages: list[dict], special_tokens: bool = True, tools: list | None = None) -> None:
         self._cancelled = False
         began = self.clock.now()
         self.fed.append((began, messages, not self._wait(began + self.feeding)))

@@ -106,7 +106,7 @@ class World:
     def __init__(
         self, answers: list[str] = ANSWERS, room: int = 10**9, frames_per_word: int = 4, ears=lambda e: e, **options
     ) -> None:
-        self.clock = SimulatedClock()
+        self.clock = options.pop("clock", None) or SimulatedClock()
         self.face = Recorder(self.clock)
         self.model = ScriptedModel(self.clock, answers, frames_per_word, room)
         options = {"history_turns": 100, **options}

@@ -201,7 +201,7 @@ def test_two_microphones_on_one_topic_are_told_apart(omni):
     omni.forget()
     other = omni.node.create_publisher(Int16MultiArray, "audio", 100)
     try:
-        wait(lambda: other.get_subscription_count() > 0, 5)
+        wait(lambda: other.get_subscription_count() > 0, 20)
         noise = np.random.default_rng(5).normal(0, 3000, 320).astype(np.int16)
         pcm = question()
         started = time.monotonic()
@@ -385,7 +385,7 @@ def test_engine_dir_can_be_corrected_and_is_expanded(start, engine_dir):
     assert f"{engine_dir.parent}/nothing" in client.status().message
     client.set(engine_dir=f"~/{engine_dir.name}")
     assert client.change(Transition.TRANSITION_CONFIGURE)
-    wait(lambda: client.status().level == DiagnosticStatus.OK, 5)
+    wait(lambda: client.status().level == DiagnosticStatus.OK, 20)
     parameter = Parameter("engine_dir", value="elsewhere").to_parameter_msg()
     done = client.call(SetParameters, "omni/set_parameters", SetParameters.Request(parameters=[parameter]))
     assert not done.results[0].successful and "clean up first" in done.results[0].reason

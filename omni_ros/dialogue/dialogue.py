@@ -9,7 +9,7 @@ dialogue.join()
 """
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from omni_ros.dialogue.perception import Perception
 from omni_ros.dialogue.say import say_turn
 from omni_ros.dialogue.sight import Frame, Picture, Sight
 from omni_ros.dialogue.speech_pacer import SpeechPacer
+from omni_ros.dialogue.structured import ResponseSchema
+from omni_ros.dialogue.tools import Tool, ToolReport, Tools
 from omni_ros.dialogue.turn import Outcome, UserTurn
 from omni_ros.dialogue.turn_start import AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
@@ -67,6 +69,12 @@ class Face:
     def transcript(self, text: str) -> None:
         """What the user said in the last spoken turn, some time after its answer, if no new turn came first."""
 
+    def response_json(self, text: str) -> None:
+        """The whole answer as JSON that fits the dialogue's response schema."""
+
+    def tool(self, report: ToolReport) -> None:
+        """A tool call of the model was carried out, or was not."""
+
     def speech(self, pcm: np.ndarray) -> None:
         """To be played now: float32 [n] in -1..1 at 24 kHz."""
 
@@ -92,7 +100,7 @@ class Face:
         """An answer was made, or failed."""
 
     def bad_input(self, source: str, error: InputError) -> None:
-        """Something cannot be used and is passed over; `source` is audio, camera or facts."""
+        """Something cannot be used and is passed over; `source` is audio, camera, facts or response_json."""
 
     def sound_stopped(self, seconds: float, dropped: bool) -> None:
         """The microphone fell silent inside an utterance, which was closed there, or dropped."""
@@ -119,6 +127,9 @@ class Dialogue:
         speech_lead: float = 0.3,  # seconds that speech may be ahead of its playback: what a stop cannot recall
         audio_timeout: float = 1.0,  # seconds without sound after which an utterance is closed
         audio_timeout_drops: bool = False,  # or dropped
+        tools: Iterable[Tool] = (),
+        max_tool_calls: int = 8,  # of one turn
+        response_schema: ResponseSchema | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.settings = settings  # may be replaced at any time
@@ -134,15 +145,18 @@ class Dialogue:
         self._pacer = SpeechPacer(
             face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
         )
+        self._schema = response_schema
+        self._tools = Tools(tools, max_calls=max_tool_calls, on_report=self._on_tool, clock=clock)
         self._worker = TurnWorker(
             conversation,
             self._pacer,
             self.history,
-            system_prompt=lambda: self.settings.system_prompt,
+            system_prompt=self._system_prompt,
             options=lambda: self.settings.generation,
+            tools=self._tools,
             transcribes=lambda: self.settings.transcript,
             on_text=face.text,
-            on_response=face.response,
+            on_response=self._on_response,
             on_transcript=face.transcript,
             on_outcome=self._on_outcome,
             on_change=self._tell_state,
@@ -288,6 +302,7 @@ class Dialogue:
             "facts known": len(self.perception),
             "answer remembered": self.history.last_answer,
             "back-channels": self._barge_in.back_channels,
+            "tools": ", ".join(tool["function"]["name"] for tool in self._tools.offer) or "none",
         }
 
     # ---- from the dialogue's threads ----------------------------------------------------------------------------
@@ -355,6 +370,26 @@ class Dialogue:
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)
         self._tell_state()
+
+    def _system_prompt(self) -> str:
+        told = self._schema.instruction if self._schema is not None else ""
+        return "\n\n".join(text for text in (self.settings.system_prompt, told) if text)
+
+    def _on_response(self, text: str, ended: str) -> None:
+        self._face.response(text)
+        if self._schema is not None:
+            try:
+                line = self._schema.read(text, ended)
+            except InputError as error:
+                self._face.bad_input("response_json", error)
+            else:
+                self._face.response_json(line)
+
+    def _on_tool(self, report: ToolReport) -> None:
+        try:
+            self._face.tool(report)
+        except Exception as error:  # noqa: BLE001 - what the tool did is not to be forgotten for it
+            self._face.failed(error)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if outcome.reason != "dropped":

@@ -11,22 +11,39 @@ from omni_ros.dialogue.history import History, Message
 from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
+from omni_ros.dialogue.tools import Tools, ToolTurn
 from omni_ros.dialogue.transcript import transcript_request
 from omni_ros.dialogue.turn import Outcome, UserTurn, describe
 from omni_ros.errors import PromptTooLongError, RunawayError
-from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
+from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
 
 
 @dataclass
 class _Progress:
     """What is known of an answer while it is made."""
 
+    tools: ToolTurn
     content: list[dict[str, Any]] = field(default_factory=list)  # the parts of the user's message
     answer: Answer = field(default_factory=Answer)
+    calls: list[ToolCall] = field(default_factory=list)  # of the pass that runs
+    ended: str = ""  # why its text did
+    before: int = 0  # characters of the answer before it
+    audio_reasons: list[str] = field(default_factory=list)  # of each pass
     began: float | None = None  # the conversation was asked
     first_text: float | None = None
     first_audio: float | None = None
     ran_away: bool = False  # the model, in mid-answer: what it said before is remembered
+
+    def text(self, delta: str) -> str:
+        """More text; what the passes say does not run together."""
+        first = self.before and len(self.answer.text) == self.before
+        return " " + delta if first and delta and not delta[0].isspace() else delta
+
+    @property
+    def audio_reason(self) -> str:
+        """Why the speech ended: of one that was cut short, why it was."""
+        reasons = [reason for reason in self.audio_reasons if reason != "none"]
+        return next((reason for reason in reasons if reason != "stop"), reasons[0] if reasons else "none")
 
 
 class TurnWorker:
@@ -45,8 +62,9 @@ class TurnWorker:
         system_prompt: Callable[[], str],
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
         transcribes: Callable[[], bool],  # whether on_transcript wants to know
+        tools: Tools,
         on_text: Callable[[str], None],
-        on_response: Callable[[str], None],  # the whole text, once it is written
+        on_response: Callable[[str, str], None],  # the whole text, once it is written, and why it ended
         on_transcript: Callable[[str], None],  # the user's words, some time after the answer
         on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
         on_change: Callable[[], None],  # a turn began or ended
@@ -60,6 +78,7 @@ class TurnWorker:
         self._options = options
         self._transcribes = transcribes
         self._on_transcript = on_transcript
+        self._tools = tools
         self._on_text = on_text
         self._on_response = on_response
         self._on_outcome = on_outcome
@@ -76,22 +95,19 @@ class TurnWorker:
         self._closed = False
         self._changed_history = True  # since the conversation was last fed
         self._forgotten = False  # the conversation's rows are of no more use
-        self._feeding = self._generating = False
+        self._feeding = False
         self._untold = False  # the words of the last turn were not written down yet
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
     def answer(self) -> UserTurn | None:
         """The turn that waits for its answer, is being answered, or whose answer is spoken, if there is one."""
-        with self._changed:
-            turns = (self._waiting, self._current)
-            return next((turn for turn in turns if turn is not None and not turn.open and not turn.cancelled), None)
+        return next((turn for turn in self._turns() if not turn.open and not turn.cancelled), None)
 
     @property
     def thinking(self) -> bool:
         """Whether a turn waits for its answer or is being answered."""
-        with self._changed:
-            return any(turn is not None and not turn.open and not turn.answered for turn in (self._waiting, self._current))
+        return any(not turn.open and not turn.answered for turn in self._turns())
 
     @property
     def _has_turn(self) -> bool:
@@ -99,8 +115,12 @@ class TurnWorker:
 
     @property
     def waiting(self) -> int:
-        with self._changed:
-            return int(self._waiting is not None and not self._waiting.open) + len(self._says)
+        waiting = self._waiting
+        return int(waiting is not None and not waiting.open) + len(self._says)
+
+    def _turns(self) -> list[UserTurn]:
+        """Read without the lock, which may be held by who waits for the reader's, and in the order that turns go through."""
+        return [turn for turn in (self._waiting, self._current) if turn is not None]
 
     def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
@@ -147,7 +167,8 @@ class TurnWorker:
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
-            closed = [turn for turn in (self._current, self._waiting) if turn is not None and not turn.open]
+            self._tools.forget()
+            closed = [turn for turn in self._turns() if not turn.open]
             stopped = bool(closed) or len(self._says) > 0
             self._says.clear()
             if self._waiting in closed:
@@ -225,14 +246,15 @@ class TurnWorker:
             return not turn.open
 
     def _open_turn(self) -> UserTurn | None:
-        return next((t for t in (self._waiting, self._current) if t is not None and t.open and not t.cancelled), None)
+        return next((turn for turn in self._turns() if turn.open and not turn.cancelled), None)
 
     def _cancel_current(self) -> None:
         if self._current is not None and not self._current.cancelled:
             self._current.cancelled = True
-            if self._generating:  # or it would hit the feed that comes next
+            if not self._current.answered:  # or it would hit the feed that comes next
                 self._conversation.cancel()
             self._speech.cancel()
+            self._tools.wake()
             self._changed.notify_all()
 
     def _stop_feeding(self) -> None:
@@ -252,6 +274,7 @@ class TurnWorker:
                 turn, self._waiting = self._waiting, None
             for skipped in self._skipped:
                 self._history.add_interrupted([skipped.said] if skipped.said else [], "")
+                self._tools.forget()  # it was not the very next turn's yes
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
             if turn is None or not turn.open:
@@ -280,7 +303,7 @@ class TurnWorker:
     def _transcribe(self, history: list[Message]) -> None:
         """Write down what the user said, unless a new turn comes: that cancels it as it cancels a feed."""
         untold, self._untold = self._untold, False
-        request = transcript_request(history) if untold and self._transcribes() else None
+        request = transcript_request(history, self._tools.offer) if untold and self._transcribes() else None
         with self._changed:
             if request is None or self._has_turn:
                 return
@@ -293,8 +316,10 @@ class TurnWorker:
     def _feed(self, history: list[Message]) -> None:
         """Compute ahead what the next turn will begin with; the user does not wait for it then."""
         try:
+            if not history and self._tools.offer:  # they stand ahead of everything
+                history = [{"role": "user", "content": ""}]
             if history and not self._has_turn:  # a cancel() from here on is the conversation's to hear
-                self._conversation.feed(history, special_tokens=False)
+                self._conversation.feed(history, special_tokens=False, tools=self._tools.offer)
         except PromptTooLongError:
             return  # the next turn shortens the history as far as it has to
         finally:
@@ -303,7 +328,7 @@ class TurnWorker:
 
     def _take(self, turn: UserTurn) -> None:
         """A turn from its beginning until its speech was heard or stopped, and into the history."""
-        progress = _Progress()
+        progress = _Progress(self._tools.turn())
         try:
             self._on_change()
             outcome = self._answer(turn, progress)
@@ -312,8 +337,9 @@ class TurnWorker:
             turn.answered = True
             self._on_outcome(outcome)
             heard = self._speech.end(turn.response)
-            if not outcome.error or progress.ran_away:
-                self._remember(turn, progress, heard)
+            # What was done or said must not be forgotten, whatever failed after it.
+            if not outcome.error or progress.ran_away or progress.tools.steps:
+                self._remember(turn, progress, heard, failed=bool(outcome.error))
         finally:
             turn.answered = True
             self._speech.cancel()  # nothing is left of it unless something above went wrong
@@ -322,19 +348,21 @@ class TurnWorker:
                 self._changed.notify_all()
             self._on_change()
 
-    def _remember(self, turn: UserTurn, progress: _Progress, heard: int) -> None:
-        content, answer, interrupted = progress.content, progress.answer, turn.cancelled or progress.ran_away
+    def _remember(self, turn: UserTurn, progress: _Progress, heard: int, failed: bool) -> None:
+        content, answer, tools = progress.content, progress.answer, progress.tools
         if answer.whole and answer.samples and not turn.cancelled:
             spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
             self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
         with self._changed:
             if turn.forgotten:
                 return
-            words = answer.heard(heard, self._tokens_per_second) if interrupted else answer.text
-            if interrupted and not (answer.whole and words == answer.text.rstrip()):
-                self._history.add_interrupted(content, words)
+            stopped = turn.cancelled or failed
+            words = answer.heard(heard, self._tokens_per_second) if stopped else answer.text
+            if stopped := stopped and not (answer.whole and words == answer.text.rstrip()):
+                self._history.add_interrupted(content, words, tools.steps)
             else:
-                self._history.add(content, answer.text)
+                self._history.add(content, answer.text[len(tools.said) :].lstrip() if tools.said else answer.text, tools.steps)
+            self._tools.turn_over(tools, heard=not stopped)
             self._changed_history = True
             self._untold = turn.said is not None and turn.said["type"] == "audio"
 
@@ -358,16 +386,18 @@ class TurnWorker:
             )
         if finished is None:
             return Outcome("cancelled")
-        answer.whole = finished.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
+        answer.whole = progress.audio_reason == "stop" or (not answer.spoken and finished.reason != "cancelled")
         reason = "cancelled" if turn.cancelled else finished.reason
         return Outcome(
             reason,
-            finished.audio_reason,
-            finished.text,
+            progress.audio_reason,
+            progress.answer.text if progress.tools.steps else finished.text,
             latency=self._latency(turn, progress, finished.metrics),
             first_text=progress.first_text,
             first_audio=progress.first_audio,
-            metrics=finished.metrics | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
+            metrics=finished.metrics
+            | progress.tools.metrics
+            | ({"eager_s": turn.closed_at - turn.opened_at} if turn.opened_at is not None else {}),
         )
 
     def _latency(self, turn: UserTurn, progress: _Progress, metrics: dict[str, Any]) -> Latency:
@@ -376,14 +406,31 @@ class TurnWorker:
         return Latency.measure(spoken_until, turn.closed_at, progress.began, metrics, played_at)
 
     def _generate(self, turn: UserTurn, progress: _Progress) -> Finished | None:
-        """The answer, with as much of the history as there is room for."""
+        """The answer: passes of the model, between which its tool calls are carried out."""
+        while True:
+            progress.before, progress.calls = len(progress.answer.text), []
+            finished = self._pass(turn, progress)
+            if finished is None or not progress.calls:
+                return finished
+            take = progress.tools.take
+            if not (self._may_act(turn) and take(progress.answer.text, progress.calls, lambda: turn.cancelled)):
+                if not turn.cancelled:
+                    self._on_response(progress.answer.text, progress.ended)
+                return finished
+
+    def _may_act(self, turn: UserTurn) -> bool:
+        """Whether what the model asks for in this turn may be done: never before it is certain that the user has ended."""
+        return self.is_closed(turn) and not turn.cancelled
+
+    def _pass(self, turn: UserTurn, progress: _Progress) -> Finished | None:
+        """One pass of the model, with as much of the history as there is room for."""
         dropped = 0
         while True:
             with self._changed:
                 remembered = len(self._history)
-                messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped)
+                messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped) + progress.tools.steps
             # what people say and type is data: no word of theirs is a command to the chat template
-            options = self._options()
+            options = {"tools": self._tools.offer, **self._options()}
             request = say_request(turn.say, messages, options) if turn.say else Request(messages, special_tokens=False, **options)
             progress.answer.spoken = request.audio_output
             progress.began = self._clock.now()
@@ -401,32 +448,34 @@ class TurnWorker:
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
-            if turn.cancelled:
-                return None
-            events, self._generating = self._conversation.generate(request), True
+            events = None if turn.cancelled else self._conversation.generate(request)
+            self._generating = events is not None
+        if events is None:
+            return None
         finished: Finished | None = None
-        try:
+        with closing(events):  # whatever is raised here, the conversation must not stay busy
             for event in events:
                 self.is_closed(turn)
                 since = self._clock.now() - turn.closed_at
                 if isinstance(event, Finished):
                     finished = event
+                    progress.audio_reasons.append(event.audio_reason)
                 elif turn.cancelled:
                     continue  # it was made before the conversation heard of it
                 elif isinstance(event, TextDelta):
                     progress.first_text = since if progress.first_text is None else progress.first_text
-                    progress.answer.pieces.append((event.text, len(event.token_ids)))
+                    text = progress.text(event.text)
+                    progress.answer.pieces.append((text, len(event.token_ids)))
                     if not turn.say:
-                        self._on_text(event.text)
+                        self._on_text(text)
+                elif isinstance(event, ToolCall):
+                    progress.calls.append(event)
                 elif isinstance(event, TextFinished):
-                    if not turn.say:
-                        self._on_response(event.text)
+                    progress.ended = event.reason
+                    if not (progress.calls or turn.say):
+                        self._on_response(progress.answer.text, event.reason)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = since if progress.first_audio is None else progress.first_audio
                     progress.answer.samples += event.pcm.size
                     self._speech.push(turn.response, event.pcm)
-        finally:
-            events.close()  # whatever was raised here, the conversation must not stay busy
-            with self._changed:
-                self._generating = False
         return finished

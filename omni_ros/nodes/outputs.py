@@ -10,11 +10,13 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool, Float32, Int16MultiArray, String
 
 from omni_ros.dialogue.dialogue import Face
+from omni_ros.dialogue.tools import ToolReport
 from omni_ros.dialogue.turn import Outcome, describe
 from omni_ros.errors import InputError
 from omni_ros.nodes import messages
 from omni_ros.nodes.diagnostics import CUT_SHORT, LONGEST, Health, in_words, latency_status
 from omni_ros.nodes.live_speech import live_speech
+from omni_ros.nodes.messages import shown
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STREAM = QoSProfile(depth=100)
@@ -30,6 +32,7 @@ class Outputs(Face):
         answers = node.create_lifecycle_publisher  # silent unless active
         self._response_stream = publisher(String, "response_stream", STREAM, answers)
         self._response = publisher(String, "response", QoSProfile(depth=10), answers)
+        self._response_json = publisher(String, "response_json", QoSProfile(depth=10), answers)
         self._transcript = publisher(String, "transcript", QoSProfile(depth=10), answers)
         self._live_speech = live_speech(node)
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
@@ -73,6 +76,17 @@ class Outputs(Face):
     def transcript(self, text: str) -> None:
         self._transcript.publish(String(data=text))
         self._live_speech(text)
+
+    def response_json(self, text: str) -> None:
+        self._response_json.publish(String(data=text))
+
+    def tool(self, report: ToolReport) -> None:
+        self._health.tool_ended(report.ended)
+        what = f"tool {report.name}({shown(report.arguments, LONGEST)}) {report.ended}: {shown(report.result, LONGEST)}"
+        if report.ended in ("failed", "timeout", "refused"):
+            self.bad("tools", what)
+        else:
+            self._log.info(what)
 
     def speech(self, pcm: np.ndarray) -> None:
         self._speech_audio.publish(messages.fill_pcm(Int16MultiArray(), pcm))

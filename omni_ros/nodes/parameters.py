@@ -85,6 +85,11 @@ NODE = {
         Parameter("transcript", False, "write down what the user said, on topic transcript, when the answer was heard"),
         _fixed("history_turns", 2, "exchanges that the model is reminded of", 0, 100),
     ),
+    "tools": (
+        _fixed("tools_file", "", "YAML file of the ROS services, actions and topics that the model may use: docs/tools.md"),
+        _fixed("max_tool_calls", 8, "calls that it may make in one turn of the user", 1, 64),
+        _fixed("response_schema", "", "JSON schema, or a file with one, of the answers; those that fit go to response_json"),
+    ),
     "speech": (
         _fixed("speech_chunk", 0.06, "seconds of speech per message", 0.02, 0.5),
         _fixed("speech_lead", 0.3, "seconds that speech may be ahead of its playback: what a stop cannot recall", 0.05, 5.0),

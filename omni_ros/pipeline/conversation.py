@@ -81,13 +81,15 @@ class Conversation:
             finally:
                 self._cancelled = threading.Event()
 
-    def feed(self, messages: list[dict[str, Any]], special_tokens: bool = True) -> None:
+    def feed(
+        self, messages: list[dict[str, Any]], special_tokens: bool = True, tools: list[dict[str, Any]] | None = None
+    ) -> None:
         """Compute ahead of the next turn what is known of it: its history, or an open user message whose parts so far are
         final. The turn gives the same tokens and codes as without. Returns early when cancelled; raises as `generate`."""
         with self._alone():
             try:
                 check = checker(self._cancelled)  # a cancel() since the last turn, when this was about to begin, counts
-                prompt = self.build(messages, check, answer=False, special_tokens=special_tokens)
+                prompt = self.build(messages, check, answer=False, special_tokens=special_tokens, tools=tools)
                 self.read(prompt, self.keep(prompt), check)
                 if self.models.voice is not None:
                     self.models.voice.talker.check(prompt)
@@ -134,7 +136,15 @@ class Conversation:
     def seed(self, seed: int | None) -> np.random.SeedSequence:
         return self._seeds.spawn(1)[0] if seed is None else np.random.SeedSequence(seed)
 
-    def build(self, messages: list[dict[str, Any]], check: Check, *, answer: bool, special_tokens: bool) -> Prompt:
+    def build(
+        self,
+        messages: list[dict[str, Any]],
+        check: Check,
+        *,
+        answer: bool,
+        special_tokens: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> Prompt:
         """The prompt of `messages`, its media encoded; see PromptBuilder.build."""
 
         def read(kind: str, part: dict[str, Any], max_tokens: int) -> Media:
@@ -144,7 +154,7 @@ class Conversation:
                 self._media.append(media)
             return media
 
-        prompt = self.models.prompts.build(messages, read, answer=answer, special_tokens=special_tokens)
+        prompt = self.models.prompts.build(messages, read, answer=answer, special_tokens=special_tokens, tools=tools)
         self._media = [media for _, media in prompt.media]
         for media in self._media:
             self.models.media.encode(media, check)

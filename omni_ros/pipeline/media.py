@@ -15,6 +15,7 @@ from omni_ros.preprocess.audio import HOP, SAMPLE_RATE, load_audio, load_feature
 from omni_ros.preprocess.image import VisionConfig, image_patches
 from omni_ros.preprocess.video import load_video, video_patches
 
+ROLES = ("system", "user", "assistant", "tool")
 AXES = {"audio": ("samples",), "image": ("height", "width", "RGB"), "video": ("frames", "height", "width", "RGB")}
 OPTIONS = ("fps", "max_pixels")  # of a part, beside its value
 VIDEO_FPS = 2.0  # frames kept per second of video, as Qwen's own examples do
@@ -126,8 +127,9 @@ def media_parts(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any
     parts = []
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise InputError(f"{where} needs a role: system, user or assistant")
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise InputError(f"{where} needs a role: {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+        _check_tool_calls(message, where)
         content = message.get("content")
         if isinstance(content, str):
             continue
@@ -145,6 +147,20 @@ def media_parts(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any
     return parts
 
 
+def _check_tool_calls(message: dict[str, Any], where: str) -> None:
+    calls = message.get("tool_calls")
+    if calls is None:
+        return
+    if message["role"] != "assistant" or not isinstance(calls, list):
+        raise InputError(f"{where}.tool_calls must be a list, in a message of the assistant")
+    for i, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f"{where}.tool_calls[{i}] must be {{'function': {{'name': ..., 'arguments': ...}}}}")
+        if not isinstance(function.get("arguments"), (str, dict)):
+            raise InputError(f"{where}.tool_calls[{i}].function.arguments must be JSON or an object")
+
+
 def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
     value, fps, pixels = part[kind], part.get("fps", VIDEO_FPS), part.get("max_pixels")
     if not isinstance(value, (str, Path, np.ndarray)):
@@ -160,6 +176,8 @@ def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
 def texts(messages: list[dict[str, Any]]) -> Iterator[str]:
     """All texts of messages that `media_parts` has checked."""
     for message in messages:
+        for call in message.get("tool_calls") or ():
+            yield str(call["function"]["arguments"])
         if isinstance(message["content"], str):
             yield message["content"]
         else:

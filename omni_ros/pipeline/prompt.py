@@ -43,11 +43,17 @@ class PromptBuilder:
         self.placeholder = {kind: getattr(config, f"{kind}_token_id") for kind in ("audio", "image", "video")}
 
     def build(
-        self, messages: list[dict[str, Any]], read: ReadMedia, *, answer: bool = True, special_tokens: bool = True
+        self,
+        messages: list[dict[str, Any]],
+        read: ReadMedia,
+        *,
+        answer: bool = True,
+        special_tokens: bool = True,
+        tools: list[dict[str, Any]] | None = None,
     ) -> Prompt:
         """`read` gives a part's media, and raises PromptTooLongError before it decodes what cannot fit. With `answer` the prompt
         ends by opening the assistant's turn; without, it ends where the last message does, before its end token, so that more
-        can follow. See Request for `special_tokens`.
+        can follow. See Request for `special_tokens` and `tools`.
 
         Raises InputError for messages or media that cannot be used, PromptTooLongError past max_input_len.
         """
@@ -58,7 +64,7 @@ class PromptBuilder:
         for kind, part in parts:
             media.append(read(kind, part, free))
             free -= media[-1].tokens
-        ids, rows = self._expand(self.tokenizer.encode(messages, answer, special_tokens), media)
+        ids, rows = self._expand(self.tokenizer.encode(messages, answer, special_tokens, tools), media)
         if not answer:
             ends = np.flatnonzero(ids == self.config.im_end_token_id)
             ids = ids[: ends[-1]] if len(ends) else ids

@@ -13,7 +13,8 @@ from omni_ros.errors import InputError
 class Request:
     """One turn. `messages` follow the chat format: role plus a string or a list of parts
     {"type": "text"|"audio"|"image"|"video", <type>: value}; audio is a file, a mel .safetensors or float32 [n] at
-    16 kHz, image a file or uint8 [H, W, 3], video a file or uint8 [T, H, W, 3] (with "fps", default 2).
+    16 kHz, image a file or uint8 [H, W, 3], video a file or uint8 [T, H, W, 3] (with "fps", default 2). A message of the
+    assistant may have "tool_calls": [{"function": {"name": ..., "arguments": JSON or a dict}}], and "tool" messages follow it.
 
     temperature 0 makes the Thinker greedy; talker_temperature 0 the Talker and the CodePredictor. top_k 0 keeps all.
     """
@@ -34,6 +35,9 @@ class Request:
     seed: int | None = None  # None: different every time
     first_chunk_frames: int = 1  # the first two speech chunks are this small ...
     chunk_frames: int = 8  # ... then every other one doubles, up to this size
+    # Functions as transformers' apply_chat_template takes them. If this is a list, be it empty, what the model writes as a tool
+    # call comes as ToolCall, and is neither text nor speech.
+    tools: list[dict[str, Any]] | None = None
     # Tokens, or codec frames, that may repeat one cycle, be silent, or be more than the text needs (a second a token), before
     # the turn ends with RunawayError; 0: never, since random weights do nothing else.
     runaway_limit: int = 0
@@ -72,6 +76,8 @@ class Request:
             raise InputError("say must be a text that is not empty")
         if self.say is not None and not self.audio_output:
             raise InputError("say speaks: it cannot go without audio_output")
+        if self.tools is not None and not (isinstance(self.tools, list) and all(isinstance(t, dict) for t in self.tools)):
+            raise InputError("tools must be a list of objects, each {'type': 'function', 'function': {...}}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,17 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """What the model wrote between <tool_call> and </tool_call>; not `whole` where the reply ended inside."""
+
+    text: str
+    whole: bool
+
+
+@dataclass(frozen=True)
 class TextFinished:
-    """The whole reply text, as soon as it is written; speech usually goes on. `reason` as in Finished, or `runaway`: the turn
-    ends with RunawayError."""
+    """The whole reply text without tool calls, as soon as it is written; speech usually goes on. `reason` as in Finished, or
+    `runaway`: the turn ends with RunawayError."""
 
     text: str
     token_ids: list[int]
@@ -113,4 +127,4 @@ class Finished:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-Event = TextDelta | TextFinished | AudioChunk | Finished
+Event = TextDelta | ToolCall | TextFinished | AudioChunk | Finished

@@ -15,9 +15,10 @@ import numpy as np
 from omni_ros.errors import InputError, RunawayError
 from omni_ros.pipeline.channel import Channel, ChannelClosed
 from omni_ros.pipeline.prompt import Prompt
-from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished
+from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished, ToolCall
 from omni_ros.pipeline.runaway import RunawayGuard
 from omni_ros.pipeline.sampling import Sampler
+from omni_ros.pipeline.tool_calls import CallFilter, Piece
 
 if TYPE_CHECKING:
     from omni_ros.pipeline.conversation import Conversation
@@ -51,6 +52,7 @@ class Turn:
         self.reason, self.audio_reason = "cancelled", "none"
         self.token_ids: list[int] = []
         self.text, self.text_ended = "", False
+        self.calls = CallFilter(self.prompts.tokenizer.cut) if request.tools is not None else None
         self.codes: list[np.ndarray] = []
         self.metrics: dict[str, Any] = {}
         self.guard = RunawayGuard(request.runaway_limit)
@@ -114,7 +116,7 @@ class Turn:
     def think(self) -> None:
         r, c = self.request, self.conversation
         try:
-            prompt = c.build(r.messages, self.check, answer=True, special_tokens=r.special_tokens)
+            prompt = c.build(r.messages, self.check, answer=True, special_tokens=r.special_tokens, tools=r.tools)
             if r.audio_output:
                 self.talker.check(prompt)  # before any text is out
             start = c.keep(prompt)
@@ -136,25 +138,28 @@ class Turn:
                 self.token_ids.append(token)
                 self._mark("first_token_s", once=True)
                 last = self._why_last(token)
+                runaway = None if last else self.guard.token(token)
                 if last != "stop":
-                    self._say(stream(token), [token])
+                    # The last token is not spoken. transformers cannot speak a reply of one token; ours is heard.
+                    spoken = not (last or runaway) or len(self.token_ids) == 1
+                    self._write(stream(token), [token], spoken)
                 if last:
                     self.reason = last
-                    # transformers cannot speak a reply of one token; ours is heard
-                    if len(self.token_ids) == 1 and last != "stop":
-                        self._speak(token)
                     break
-                if runaway := self.guard.token(token):
+                if runaway:
+                    if self.calls is not None and self.calls.inside:
+                        runaway.repeated = 0  # nothing of that was said
                     break
-                self._speak(token)
                 logits = c.step(token, position)
                 position += 1
             self._mark("last_token_s")
             if rest := stream.rest():
-                self._say(rest, [])
+                self._write(rest, [], spoken=False)
             if runaway or (self.reason == "cancelled" and isinstance(self.error, RunawayError)):
                 self.reason = "runaway"
             if self.reason != "cancelled":
+                for one in self.calls.end() if self.calls is not None else ():
+                    self._put(one)
                 self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
             if runaway:
                 raise runaway
@@ -169,22 +174,32 @@ class Turn:
             self.check()
             self.token_ids.append(token)
             self._mark("first_token_s", once=True)
-            self._say(stream(token), [token])
-            self._speak(token)
+            self._put(Piece(stream(token), [token], [token]))
         self._mark("last_token_s")
         if rest := stream.rest():
-            self._say(rest, [])
+            self._put(Piece(rest, [], []))
         self.reason = "stop"
         self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
 
-    def _speak(self, token: int) -> None:
-        """Hand a token on as the Talker's text row [1, H]: made here, because the Talker has less time to spare."""
-        if self.request.audio_output:
-            self.texts.put(self.talker.text([token]))
+    def _write(self, text: str, token_ids: list[int], spoken: bool) -> None:
+        """More of the reply, out of which tool calls are taken."""
+        if self.calls is None:
+            self._put(Piece(text, token_ids, token_ids if spoken else []))
+            return
+        text = text or "".join(self.prompts.tokenizer.marks.get(token, "") for token in token_ids)
+        for one in self.calls(Piece(text, token_ids, token_ids if spoken else [])):
+            self._put(one)
 
-    def _say(self, text: str, token_ids: list[int]) -> None:
-        self.text += text
-        self.events.put(TextDelta(text, token_ids))
+    def _put(self, one: Piece | ToolCall) -> None:
+        """Tell what is said or called, and hand words on as the Talker's text rows [1, H]: made here, because the Talker has less
+        time to spare."""
+        if isinstance(one, ToolCall):
+            self.events.put(one)
+            return
+        self.text += one.text
+        self.events.put(TextDelta(one.text, one.token_ids))
+        for token in one.spoken if self.request.audio_output else ():
+            self.texts.put(self.talker.text([token]))
 
     def _why_last(self, token: int) -> str | None:
         if token == self.thinker.config.im_end_token_id:

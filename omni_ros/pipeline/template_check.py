@@ -44,6 +44,16 @@ SAMPLES: tuple[list[dict[str, Any]], ...] = (
 )
 
 
+CALL = '{"name": "go", "arguments": {"to": "left"}}'
+TOOL_SAMPLE: list[dict[str, Any]] = [  # as dialogue/history.py makes them
+    {"role": "system", "content": TEXT},
+    {"role": "user", "content": [{"type": "text", "text": TEXT}]},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "go", "arguments": '{"to": "left"}'}}]},
+    {"role": "tool", "content": TEXT},
+    {"role": "assistant", "content": [{"type": "text", "text": TEXT}]},
+]
+
+
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["**"])
 
@@ -60,18 +70,25 @@ def template_environment() -> TemplateEnvironment:
     return environment
 
 
-def check_template(source: str, name: str, special_tokens: Iterable[str] = (), timeout: float = TIMEOUT) -> None:
+def check_template(
+    source: str,
+    name: str,
+    special_tokens: Iterable[str] = (),
+    timeout: float = TIMEOUT,
+    tools: list[dict[str, Any]] | None = None,
+) -> None:
     """Compile `source` and render SAMPLES in a child process. It takes the time of starting one, 0.2 s.
 
     Raises EngineError naming `name`, the template's file, when the template is damaged, raises, takes longer than
     `timeout` seconds or more than 512 MB, or makes a prompt without the words of its messages or without any of
-    `special_tokens` (the tokenizer's: a template of another model shows by that).
+    `special_tokens` (the tokenizer's: a template of another model shows by that). With `tools` it must offer these and write
+    calls and results as Qwen3's templates do.
     """
     code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import child; child()"
     command = [sys.executable, "-I", "-c", code, json.dumps(sys.path)]
     fix = "export the Thinker and build it again"
     try:
-        job = json.dumps([source, list(special_tokens), timeout])
+        job = json.dumps([source, list(special_tokens), timeout, tools or []])
         done = subprocess.run(command, input=job, capture_output=True, text=True, timeout=timeout + 5, check=False)
         problem = done.stdout if done.returncode == 0 else f"it takes more than {timeout:g} s or {MEMORY >> 20} MB to render"
     except subprocess.TimeoutExpired:
@@ -84,16 +101,16 @@ def check_template(source: str, name: str, special_tokens: Iterable[str] = (), t
 
 def child() -> None:
     """Reads a job from stdin; prints what is wrong with its template, nothing when it is fine. The kernel may end it."""
-    source, special, timeout = json.load(sys.stdin)
+    source, special, timeout, tools = json.load(sys.stdin)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + timeout) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print(_problem(source, special), end="")
+    print(_problem(source, special, tools), end="")
 
 
-def _problem(source: str, special: list[str]) -> str:
+def _problem(source: str, special: list[str], tools: list[dict[str, Any]]) -> str:
     try:
         template = template_environment().from_string(source)
         for messages in SAMPLES:
@@ -104,6 +121,14 @@ def _problem(source: str, special: list[str]) -> str:
                 return "it leaves out words of the messages"
             if special and not any(token in prompt for token in special):
                 return "it writes none of the tokenizer's special tokens"
+        if tools:
+            prompt = template.render(messages=TOOL_SAMPLE, tools=tools, add_generation_prompt=True)
+            if len(prompt) > MAX_CHARACTERS + 2 * len(json.dumps(tools)):
+                return f"it makes {len(prompt)} characters of {len(tools)} tools"
+            if missing := [t["function"]["name"] for t in tools if json.dumps(t["function"]["name"]) not in prompt]:
+                return f"it does not offer tools ({missing[0]} is missing in the prompt): this checkpoint was not made for them"
+            if f"<tool_call>\n{CALL}\n</tool_call>" not in prompt or prompt.count(TEXT) < 4:
+                return "it does not write tool calls and their results as Qwen3 does"
     except BaseException as e:  # a template may raise anything, MemoryError and RecursionError included
         return " ".join(f"{type(e).__name__}: {e}".split())
     return ""

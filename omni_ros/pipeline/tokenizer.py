@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers.decoders import DecodeStream
 
 from omni_ros.errors import EngineError, InputError
 from omni_ros.pipeline.template_check import check_template, template_environment
+from omni_ros.pipeline.tool_calls import MARKS
 
 MARK = "\ue000{}\ue001"  # private use characters: no word in any language
 HIDDEN = re.compile(MARK.format(r"(\d+)"))
@@ -33,20 +35,35 @@ class ChatTokenizer:
             raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
         # In letters, of a text that Unicode's composition may shorten to a quarter.
         self.longest_token = 4 * max(map(len, self.tokenizer.get_vocab()))
+        # Marks of tool calls that a reply's text does not show, because the tokenizer calls them special: id -> mark.
+        hidden = {token["content"] for token in content.get("added_tokens") or [] if token["special"]}
+        self.marks = {self.tokenizer.token_to_id(mark): mark for mark in MARKS if mark in hidden}
         file, source = _read_template(directory)
         check_template(source, str(file), self.special)
+        self.template_file, self.template_source = str(file), source
         self.template = template_environment().from_string(source)
 
-    def encode(self, messages: list[dict[str, Any]], answer: bool = True, special_tokens: bool = True) -> np.ndarray:
+    def check_tools(self, tools: list[dict[str, Any]]) -> None:
+        """Raise EngineError when the checkpoint's chat template cannot offer `tools` or write calls as Qwen3 does."""
+        check_template(self.template_source, self.template_file, self.special, tools=tools)
+
+    def encode(
+        self,
+        messages: list[dict[str, Any]],
+        answer: bool = True,
+        special_tokens: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> np.ndarray:
         """int64 [S]; every media part is still ONE placeholder token. With `answer` it ends with the assistant's opening.
 
-        Without `special_tokens`, those that a text spells out become ordinary tokens, which no template is made of.
+        Without `special_tokens`, those that a text spells out become ordinary tokens, which no template is made of. `tools` are
+        the robot's own words, and taken as they are.
         """
         spelled: list[str] = []
         if not special_tokens:
             messages = [self._hide(message, spelled) for message in messages]
         try:
-            text = self.template.render(messages=messages, add_generation_prompt=answer)
+            text = self.template.render(messages=messages, tools=tools, add_generation_prompt=answer)
         except TemplateError as e:
             raise InputError(f"the chat template refuses these messages: {e}") from e
         except Exception as e:  # templates are programs, and the checkpoint's
@@ -78,10 +95,16 @@ class ChatTokenizer:
             spelled.append(text)
             return MARK.format(len(spelled) - 1)
 
+        if message.get("tool_calls"):
+            message = {**message, "tool_calls": [_call(call, hide) for call in message["tool_calls"]]}
         content = message["content"]
         if isinstance(content, str):
             return {**message, "content": hide(content)}
         return {**message, "content": [{**p, "text": hide(p["text"])} if p["type"] == "text" else p for p in content]}
+
+    def cut(self, text: str) -> list[int]:
+        """The tokens of a piece of text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def stream(self) -> "TextStream":
         return TextStream(self.tokenizer)
@@ -104,6 +127,13 @@ class TextStream:
     def rest(self) -> str:
         """What the whole reply decodes to beyond the text given out: a character that was never completed."""
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)[self.length :]
+
+
+def _call(call: dict[str, Any], hide: Callable[[str], str]) -> dict[str, Any]:
+    """A message's tool call with its texts hidden; arguments as the JSON that a template makes of them."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    json_text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {"name": hide(name), "arguments": hide(json_text)}}
 
 
 def _read_template(directory: Path) -> tuple[Path, str]:
