@@ -22,5 +22,4 @@ def transcript_request(history: list[Message], tools: list[dict[str, Any]] | Non
     last = history[asked[-1]]
     question = {**last, "content": [*last["content"], {"type": "text", "text": PROMPT}]}
     messages = [*history[: asked[-1]], question]
-    options = {"audio_output": False, "temperature": 0, "special_tokens": False}
-    return Request(messages, max_generate_length=LONGEST, tools=tools, **options)
+    return Request(messages, max_generate_length=LONGEST, audio_output=False, temperature=0, special_tokens=False, tools=tools)
