@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from bench import conversation, decode, engine_share, export_memory, first_audio, ros_path
+from bench import conversation, decode, engine_share, export_memory, first_audio, prefill, ros_path
 from bench.models import ROOT, prepare
 from bench.report import Part, machine, text_table, to_json, to_markdown
 
@@ -24,6 +24,7 @@ PARTS = {
     "engines": engine_share.measure,
     "audio": first_audio.measure,
     "conversation": conversation.measure,
+    "prefill": prefill.measure,
     "ros": ros_path.measure,
     "export": export_memory.measure,
 }

@@ -78,6 +78,8 @@ class ScriptedModel:
         yield Finished(text, [], np.zeros((16, frames)), "stop", "stop" if frames else "none", {"reply_tokens": len(words)})
 
     def feed(self, messages: list[dict], special_tokens: bool = True, tools: list | None = None) -> None:
+        if len(messages) > self.room:
+            raise PromptTooLongError(f"{len(messages)} messages")
         self._cancelled = False
         began = self.clock.now()
         self.fed.append((began, messages, not self._wait(began + self.feeding)))

@@ -150,6 +150,11 @@ def expected_audio(oracle, mels: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([clip.last_hidden_state.numpy() for clip in clips])
 
 
+def embed(encoder: AudioEncoder, mel: np.ndarray) -> np.ndarray:
+    """float32 [mel_bins, frames] -> [tokens, hidden]: a whole clip."""
+    return np.concatenate([encoder(window, tokens) for window, tokens in encoder.windows(mel)])
+
+
 @pytest.mark.parametrize(
     "lengths",
     [
@@ -177,7 +182,7 @@ def expected_audio(oracle, mels: list[np.ndarray]) -> np.ndarray:
 def test_audio_equals_transformers(audio, lengths):
     oracle, encoder = audio
     mels = mel_noise(encoder.mel_bins, lengths)
-    got = [encoder(mel) for mel in mels]
+    got = [embed(encoder, mel) for mel in mels]
     assert [len(e) for e in got] == [encoder.token_count(n) for n in lengths]
     np.testing.assert_allclose(np.concatenate(got), expected_audio(oracle, mels), atol=TOLERANCE, rtol=0)
 
@@ -190,24 +195,29 @@ def test_audio_token_count_equals_transformers(audio):
         assert encoder.token_count(frames) == _get_feat_extract_output_lengths(frames), frames
 
 
-def test_audio_of_windows_beyond_one_run(audio):
-    """More chunks than a run takes: the engine is called several times, the result is the same."""
-    oracle, encoder = audio
-    mels = mel_noise(encoder.mel_bins, [100 * encoder.max_chunks + 150])
-    np.testing.assert_allclose(encoder(mels[0]), expected_audio(oracle, mels), atol=TOLERANCE, rtol=0)
+def test_windows_are_the_same_in_a_longer_clip(audio):
+    """To the last bit: those of a person who is still speaking are kept."""
+    _, encoder = audio
+    span = encoder.window_chunks * encoder.chunk_frames
+    (mel,) = mel_noise(encoder.mel_bins, [3 * span + 130])
+    whole = embed(encoder, mel)
+    for count in (1, 2, 3):
+        part = embed(encoder, mel[:, : count * span])
+        assert len(part) == count * encoder.window_chunks * encoder.chunk_tokens
+        np.testing.assert_array_equal(part, whole[: len(part)])
 
 
 def test_audio_half_precision(tmp_path):
     oracle, encoder = export_audio(tmp_path, AUDIO[0], seed=3, dtype="float16")
     mels = mel_noise(encoder.mel_bins, [930])
-    np.testing.assert_allclose(encoder(mels[0]), expected_audio(oracle, mels), atol=3e-2, rtol=0)
+    np.testing.assert_allclose(embed(encoder, mels[0]), expected_audio(oracle, mels), atol=3e-2, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(128, 0), (64, 10), (128,)])
 def test_audio_refuses_wrong_features(tmp_path, shape):
     _, encoder = export_audio(tmp_path, AUDIO[0], seed=0)
     with pytest.raises(InputError, match="mel features must be"):
-        encoder(np.zeros(shape, np.float32))
+        encoder.windows(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from omni_ros.dialogue.endpoint import (
     SpeechEvent,
     SpeechGoesOn,
     SpeechPause,
+    SpeechSoFar,
     SpeechStart,
     make_vad,
 )
@@ -179,3 +180,42 @@ def test_history_keeps_the_last_exchanges_without_their_pictures():
     history.drop(3)
     assert len(history) == 0
     assert len(history.messages("", [picture])) == 1
+
+
+class Loudness:
+    """What is loud is speech, however long it lasts."""
+
+    name = "loudness"
+
+    def reset(self) -> None:
+        """Remembers nothing."""
+
+    def __call__(self, frame: np.ndarray) -> float:
+        return float(np.std(frame) > 0.03)
+
+
+def long_run(pcm: np.ndarray, chunk: int = 512) -> list[tuple[float, SpeechEvent]]:
+    endpointer = Endpointer(Loudness())
+    ends = range(chunk, pcm.size + 1, chunk)
+    return [(end / SAMPLE_RATE, event) for end in ends for event in endpointer.feed(pcm[end - chunk : end])]
+
+
+@pytest.mark.parametrize("chunk", [320, 512, 16000])
+def test_a_long_utterance_is_told_second_by_second(chunk):
+    found = long_run(np.concatenate([noise(0.5), speech(20), noise(1.5)]), chunk)
+    whole = found[-1][1].pcm
+    told = [(at, event.pcm) for at, event in found if isinstance(event, SpeechSoFar)]
+    assert len(told) == 13
+    for seconds, (at, pcm) in enumerate(told, 8):
+        assert 0 < pcm.size - seconds * SAMPLE_RATE <= 1024 and np.array_equal(pcm, whole[: pcm.size])
+        assert 0.1 + seconds <= at <= 0.2 + seconds + chunk / SAMPLE_RATE  # 0.4 s of it are from before the first word
+
+
+def test_in_a_pause_nothing_more_is_told():
+    """What was computed for the pause stands if it is the end; once the user goes on, the second is told."""
+    said = np.concatenate([noise(0.5), speech(7.3), noise(0.4)])
+    events = [event for _, event in long_run(np.concatenate([said, noise(1)]))]
+    assert [type(event) for event in events] == [SpeechStart, SpeechPause, SpeechEnd]
+    events = [event for _, event in long_run(np.concatenate([said, speech(0.5), noise(1)]))]
+    assert [type(event) for event in events] == [SpeechStart, SpeechPause, SpeechGoesOn, SpeechSoFar, SpeechPause, SpeechEnd]
+    assert events[3].pcm.size > 8 * SAMPLE_RATE

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from shuffled_graph import shuffle
-from test_encoders import AUDIO, TOLERANCE, export_audio, mel_noise
+from test_encoders import AUDIO, TOLERANCE, embed, export_audio, mel_noise
 
 from offline.build_engines import build_tree
 from omni_ros.engines.config import read_config
@@ -71,7 +71,7 @@ def graphs(encoder: AudioEncoder) -> list[onnx.GraphProto]:
 def test_embeddings_are_those_of_the_cpu_engine(encoders, lengths):
     on_cpu, encoder = encoders
     mels = mel_noise(encoder.mel_bins, lengths)
-    for expected, got in ((on_cpu(mel), encoder(mel)) for mel in mels):
+    for expected, got in ((embed(on_cpu, mel), embed(encoder, mel)) for mel in mels):
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 
@@ -112,7 +112,7 @@ def test_a_float16_export_stays_float16(tmp_path):
     types = {t.data_type for t in graph.initializer} | {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
     assert types == {TensorProto.FLOAT16, TensorProto.INT64} and encoder.engine.config.inputs[0].dtype == "float16"
     mels = mel_noise(encoder.mel_bins, [930])
-    np.testing.assert_allclose(encoder(mels[0]), made["float32"](mels[0]), rtol=0, atol=1e-2)
+    np.testing.assert_allclose(embed(encoder, mels[0]), embed(made["float32"], mels[0]), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -120,5 +120,5 @@ def test_the_order_of_nodes_does_not_matter(encoders, tmp_path, seed):
     shuffle(folders(encoders[1])[0], tmp_path / "onnx" / "multimodal" / "audio", seed)
     encoder = lowered(tmp_path)
     mels = mel_noise(encoder.mel_bins, [100, 930])
-    for expected, got in ((encoders[0](mel), encoder(mel)) for mel in mels):
+    for expected, got in ((embed(encoders[0], mel), embed(encoder, mel)) for mel in mels):
         np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)

@@ -14,7 +14,7 @@ from transformers import Qwen3OmniMoeProcessor, WhisperFeatureExtractor
 
 from offline import preprocess_audio
 from omni_ros.errors import InputError
-from omni_ros.preprocess.audio import load_audio, load_features, log_mel, mel_filters
+from omni_ros.preprocess.audio import HOP, N_FFT, load_audio, load_features, log_mel, mel_filters
 
 EXTRACTOR = WhisperFeatureExtractor(feature_size=128)
 SECOND = 16000
@@ -174,3 +174,17 @@ def test_features_that_are_not(tmp_path):
     for name in ("bins", "nan", "other", "junk", "missing"):
         with pytest.raises(InputError, match=name):
             load_features(tmp_path / f"{name}.safetensors")
+
+
+def test_a_growing_clip_keeps_its_first_frames():
+    """To the last bit, given the samples that the last of them looks ahead and nothing louder."""
+    pcm = np.random.default_rng(0).uniform(-0.1, 0.1, 20 * 16000).astype(np.float32)
+    pcm[5000] = 1.0
+    whole = log_mel(pcm)
+    look_ahead = N_FFT // 2 - HOP
+    for frames in (800, 1600):
+        part = log_mel(pcm[: frames * HOP + look_ahead])
+        np.testing.assert_array_equal(part, whole[:, :frames])
+        one_less = log_mel(pcm[: frames * HOP + look_ahead - 1])
+        assert not np.array_equal(one_less, part)
+        np.testing.assert_array_equal(one_less[:, :-1], part[:, :-1])

@@ -22,7 +22,6 @@ from ..checkpoints.checkpoint import Checkpoint
 from .builder import GraphBuilder
 
 CHUNK_TOKENS = 13  # rows that three stride-2 convolutions make of 100 frames; fixed in transformers
-MAX_CHUNKS = 16  # per run: the first convolution of the 30B model needs 6 MB (fp32) per chunk and output
 NORM_EPS = 1e-5  # nn.LayerNorm's default
 
 
@@ -112,7 +111,7 @@ def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
                 "chunk_tokens": CHUNK_TOKENS,
                 "window_chunks": window_chunks,
             },
-            "limits": {"max_chunks": max(MAX_CHUNKS, window_chunks)},
+            "limits": {"max_chunks": window_chunks},
         }
     )
 

@@ -26,7 +26,7 @@ from omni_ros.dialogue.sight import Frame, Picture, Sight
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import Tool, ToolReport, Tools
-from omni_ros.dialogue.turn import Outcome, UserTurn
+from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn
 from omni_ros.dialogue.turn_start import AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
 from omni_ros.errors import InputError
@@ -47,8 +47,8 @@ class Settings:
     eager: bool = True  # begin to answer at the first pause, in case that the user has finished
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
     transcript: bool = False  # what the user said is written down, when there is time for it
-    use_camera: bool = True  # the newest picture goes with each turn
-    image_max_age: float = 1.0  # seconds since its arrival
+    use_camera: bool = True  # a picture goes with each turn: the newest when the user begins to speak, or has typed
+    image_max_age: float = 1.0  # seconds since its arrival by then
     image_max_pixels: int = 307200
     video_frames: int = 0  # so many of the last go with each turn as a video instead
     video_fps: float = 2.0  # of them per second, at most
@@ -142,6 +142,7 @@ class Dialogue:
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
         self.perception = Perception(clock)
         self._sight = Sight()
+        self._seen: Look | None = None  # when the user began to speak
         self._pacer = SpeechPacer(
             face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
         )
@@ -175,6 +176,7 @@ class Dialogue:
             on_voice=lambda seconds: self._barge_in.lasts(seconds, self.settings.barge_in_seconds),
             on_pause=self._on_speech_pause,
             on_goes_on=self._on_speech_goes_on,
+            on_so_far=self._on_speech_so_far,
             on_end=self._on_speech_end,
             on_bad=lambda error: face.bad_input("audio", error),
             on_lost=face.sound_stopped,
@@ -221,7 +223,7 @@ class Dialogue:
         """A typed turn. InputError when there is nothing in it."""
         if not text.strip():
             raise InputError("the text is empty")
-        self._submit({"type": "text", "text": text})
+        self._submit(self._turn({"type": "text", "text": text}, self._look()))
 
     def say(self, text: str) -> None:
         """Words to speak as they are. They are remembered as the robot's own, and stop as an answer does when the user speaks.
@@ -259,6 +261,7 @@ class Dialogue:
         self._barge_in.forget()
         self._worker.withdraw()
         self._worker.hold_says(False)
+        self._forget_spoken()
         self._tell_state()
 
     def forget_picture(self) -> None:
@@ -312,60 +315,73 @@ class Dialogue:
         self._worker.hold_says(True)
         if self.settings.preempt:
             self._barge_in.begins()
+        self._worker.prepare(self._glance(), None)
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
         """The user may have finished; if so, the end of speech brings this very array."""
         self._barge_in.pauses()
         if self.settings.eager and self._enabled and not self._barge_in.undecided:
-            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}))
+            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}, self._glance()))
 
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
         self._barge_in.goes_on()
         self._worker.withdraw()
 
+    def _on_speech_so_far(self, pcm: Pcm) -> None:
+        """So much was said by now; the user goes on."""
+        self._worker.prepare(self._glance(), {"type": "audio", "audio": pcm, "unfinished": True})
+
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         try:
             self._face.user_speaking(False)
             is_turn = self._barge_in.ends(pcm is not None)
-            if is_turn and not self._worker.confirm(pcm):
-                self._submit({"type": "audio", "audio": pcm})
+            if is_turn and pcm is not None and not self._worker.confirm(pcm):
+                self._submit(self._turn({"type": "audio", "audio": pcm}, self._glance()))
         finally:  # whatever was raised above must not leave the worker waiting for the end of a turn
             self._worker.withdraw()
+            self._forget_spoken()
             self._worker.hold_says(False)
         self._tell_state()
 
-    def _submit(self, said: dict[str, Any]) -> None:
+    def _submit(self, turn: UserTurn) -> None:
         """Close a turn."""
         if self._enabled:
-            self._worker.submit(self._turn(said), preempt=self.settings.preempt)
+            self._worker.submit(turn, preempt=self.settings.preempt)
             self._tell_state()
 
-    def _turn(self, said: dict[str, Any]) -> UserTurn:
-        """`said` together with what the camera shows now."""
+    def _turn(self, said: Part, picture: Look | None) -> UserTurn:
         settings, now = self.settings, self._clock.now()
+        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
 
-        def bad(source: str, error: InputError) -> None:  # the words are worth an answer alone
-            if self._worker.is_closed(turn):
-                self._face.bad_input(source, error)
+        def context() -> Part | None:
+            return self.perception.part(settings.facts_max_age, lambda error: self._face.bad_input("facts", error))
 
-        look = self._sight.look(
-            now,
+        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until, context=context)
+
+    def _glance(self) -> Look | None:
+        """What the camera showed when the user began to speak; if that was nothing, what it shows now."""
+        self._seen = self._seen or self._look()
+        return self._seen
+
+    def _forget_spoken(self) -> None:
+        self._seen = None
+        self._worker.prepare(None, None)
+
+    def _look(self) -> Look | None:
+        """What the camera shows now; None without a picture that is young enough."""
+        settings = self.settings
+        if not settings.use_camera:
+            return None
+        return self._sight.look(
+            self._clock.now(),
             max_age=settings.image_max_age,
             max_pixels=settings.image_max_pixels,
             frames=settings.video_frames,
             fps=settings.video_fps,
-            on_bad=lambda error: bad("camera", error),
+            on_bad=lambda error: self._face.bad_input("camera", error),
         )
-        picture = look if look is not None and settings.use_camera else lambda: None
-
-        def context() -> dict[str, Any] | None:
-            return self.perception.part(settings.facts_max_age, lambda error: bad("facts", error))
-
-        spoken_until = now - self._listener.silence if said["type"] == "audio" else None
-        turn = UserTurn(said, picture, closed_at=now, spoken_until=spoken_until, context=context)
-        return turn
 
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)

@@ -10,6 +10,7 @@ from omni_ros.errors import InputError
 
 SAMPLE_RATE = 16000
 FRAME = 512  # samples: the only size that Silero VAD takes, and short enough for a 0.13 s speech start
+LONG = 8  # seconds: a window of the audio encoder. Of an utterance that has grown longer a part can be computed
 VADS = ("auto", "energy", "silero")
 
 
@@ -31,13 +32,20 @@ class SpeechGoesOn:
 
 
 @dataclass(frozen=True)
+class SpeechSoFar:
+    """The utterance is LONG, or has grown by another second since, and goes on."""
+
+    pcm: np.ndarray  # float32 [n], 16 kHz mono: what was said until now, pre-roll included
+
+
+@dataclass(frozen=True)
 class SpeechEnd:
     """The user finished. After a pause, `pcm` is the very array of the last SpeechPause: what was computed for it stands."""
 
     pcm: np.ndarray  # float32 [n], 16 kHz mono
 
 
-SpeechEvent = SpeechStart | SpeechPause | SpeechGoesOn | SpeechEnd
+SpeechEvent = SpeechStart | SpeechPause | SpeechGoesOn | SpeechSoFar | SpeechEnd
 
 
 class EnergyVad:
@@ -167,6 +175,7 @@ class Endpointer:
         self._voiced_frames = 0  # of the utterance
         self._utterance: list[np.ndarray] = []
         self._paused: SpeechPause | None = None  # that the user has not gone on after
+        self._told = LONG - 1  # seconds of the utterance
 
     def feed(self, pcm: np.ndarray) -> list[SpeechEvent]:
         """Take float32 [n] in [-1, 1], any n, and return what happened in it, in order."""
@@ -225,6 +234,11 @@ class Endpointer:
             events.append(self._paused)
         if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames:
             events.append(self._end())
+        elif not self._paused and (seconds := (len(self._utterance) - 1) * FRAME // SAMPLE_RATE) > self._told:
+            self._told = (
+                seconds  # and one frame more, since what is computed of these seconds depends on the samples next to them
+            )
+            events.append(SpeechSoFar(np.concatenate(self._utterance)))
         return events
 
     def _end(self) -> SpeechEnd:

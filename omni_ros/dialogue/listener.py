@@ -13,6 +13,7 @@ from omni_ros.dialogue.endpoint import (
     SpeechEvent,
     SpeechGoesOn,
     SpeechPause,
+    SpeechSoFar,
     SpeechStart,
 )
 from omni_ros.dialogue.turn_start import Ears
@@ -37,6 +38,7 @@ class Listener:
         on_voice: Callable[[float], None],  # inside an utterance, with every frame: its seconds of voice so far
         on_pause: Callable[[Pcm], None],  # the utterance may be over
         on_goes_on: Callable[[], None],  # it was not
+        on_so_far: Callable[[Pcm], None],  # of a long one with every second: what was said by now
         on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
         on_bad: Callable[[InputError], None],
         on_lost: Callable[[float, bool], None],  # no sound for so many seconds inside an utterance; it is dropped
@@ -50,6 +52,7 @@ class Listener:
         self._on_voice = on_voice
         self._on_pause = on_pause
         self._on_goes_on = on_goes_on
+        self._on_so_far = on_so_far
         self._on_end = on_end
         self._on_bad = on_bad
         self._on_lost = on_lost
@@ -148,6 +151,8 @@ class Listener:
                 self._on_pause(pcm)
             case SpeechGoesOn():
                 self._on_goes_on()
+            case SpeechSoFar(pcm):
+                self._on_so_far(pcm)
             case SpeechEnd(pcm):
                 self._on_end(pcm)
 

@@ -54,7 +54,7 @@ def say_turn(text: str, now: float) -> UserTurn:
         raise InputError("the text is empty")
     if len(text) > LONGEST:
         raise InputError(f"a text of {len(text)} letters is too long to be said, the limit is {LONGEST}: say it in pieces")
-    return UserTurn(None, lambda: None, closed_at=now, say=text)
+    return UserTurn(None, None, closed_at=now, say=text)
 
 
 def say_request(text: str, history: list[Message], options: dict[str, Any]) -> Request:

@@ -7,15 +7,18 @@ from typing import Any
 from omni_ros.dialogue.latency import Latency
 from omni_ros.errors import OmniError
 
+Part = dict[str, Any]  # of a message
+Look = Callable[[], Part | None]  # decodes what was seen to an image part; None where that cannot be done
+
 
 @dataclass
 class UserTurn:
     """One user turn. `picture` is called on the worker's thread: decoding is too slow for whoever brings the turn."""
 
-    said: dict[str, Any] | None  # a text or audio part; None of a turn that nobody asked for
-    picture: Callable[[], dict[str, Any] | None]  # an image part
+    said: Part | None  # a text or audio part; None of a turn that nobody asked for
+    picture: Look | None
     closed_at: float  # when the user had finished
-    context: Callable[[], dict[str, Any] | None] = lambda: None  # a text part of what the robot knows, called as `picture` is
+    context: Callable[[], Part | None] = lambda: None  # makes a text part of what the robot knows, as late as `picture`
     say: str = ""  # what the robot is to speak, word for word; the model then writes nothing
     opened_at: float | None = None  # when its answer was begun, if that was before
     response: int = 0
@@ -38,6 +41,11 @@ class Outcome:
     first_audio: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)  # the pipeline's
     latency: Latency | None = None  # None: the answer was not begun
+
+
+def content(picture: Look | None, said: Part | None) -> list[Part]:
+    """The parts of the user's message."""
+    return [part for part in (picture and picture(), said) if part is not None]
 
 
 def describe(error: Exception) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
-from omni_ros.dialogue.history import History, Message
+from omni_ros.dialogue.history import History
 from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.tools import Tools, ToolTurn
 from omni_ros.dialogue.transcript import transcript_request
-from omni_ros.dialogue.turn import Outcome, UserTurn, describe
+from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn, content, describe
 from omni_ros.errors import PromptTooLongError, RunawayError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
 
@@ -50,7 +50,7 @@ class TurnWorker:
     """Runs the newest submitted turn; at most one more waits. A turn lasts until its speech was heard.
 
     `conversation` offers generate, feed, cancel and reset as pipeline.conversation.Conversation. Between turns it is fed the
-    history as the next turn will send it.
+    history as the next turn will send it, and what is known of a turn that the user is still speaking.
     """
 
     def __init__(
@@ -93,10 +93,12 @@ class TurnWorker:
         self._current: UserTurn | None = None
         self._responses = 0
         self._closed = False
-        self._changed_history = True  # since the conversation was last fed
+        self._spoken: tuple[Look | None, Part | None] = (None, None)  # what is known of the turn that the user is speaking
+        self._unfed = True  # there is more to feed to the conversation than when it was last fed
         self._forgotten = False  # the conversation's rows are of no more use
         self._feeding = False
         self._untold = False  # the words of the last turn were not written down yet
+        self._transcribing = False
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
@@ -155,6 +157,16 @@ class TurnWorker:
             self._stop_feeding()
             self._changed.notify_all()
 
+    def prepare(self, picture: Look | None, said: Part | None) -> None:
+        """Compute what is known of the turn that the user is speaking, once no answer is in progress. Neither: no turn."""
+        with self._changed:
+            self._spoken = picture, said
+            if picture or said:
+                self._unfed = True
+                if self._transcribing:  # the user who speaks goes first
+                    self._conversation.cancel()
+                self._changed.notify_all()
+
     def interrupt(self) -> None:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
@@ -184,7 +196,7 @@ class TurnWorker:
             self.withdraw()
             self._history.clear()
             self._skipped.clear()
-            self._forgotten = self._changed_history = True
+            self._forgotten = self._unfed = True
             self._untold = False
             if self._current is not None:
                 self._current.forgotten = True
@@ -215,7 +227,7 @@ class TurnWorker:
             if self._waiting is None and (self._current is None or self._current.cancelled):
                 turn.open = True
                 self._waiting = turn
-                self._changed_history |= self._feeding  # to be fed again if the turn is withdrawn
+                self._unfed |= self._feeding  # to be fed again if the turn is withdrawn
                 self._stop_feeding()
                 self._changed.notify_all()
 
@@ -266,7 +278,7 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._has_turn or self._changed_history or self._closed)
+            self._changed.wait_for(lambda: self._has_turn or self._unfed or self._closed)
             if self._closed:
                 return False
             turn = self._says.take(user_waits=self._waiting is not None)
@@ -277,19 +289,19 @@ class TurnWorker:
                 self._tools.forget()  # it was not the very next turn's yes
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
+            spoken = self._spoken
             if turn is None or not turn.open:
-                self._changed_history = False
+                self._unfed = False
             self._feeding = turn is None
             if turn is not None:
                 self._begin(turn)
-            history = self._history.messages(self._system_prompt())
         if forgotten:
             self._conversation.reset()
         if turn is None:
             try:
-                self._transcribe(history)
+                self._transcribe(wanted=not any(spoken))
             finally:
-                self._feed(history)
+                self._feed(*spoken)
         else:
             self._take(turn)
         return True
@@ -300,28 +312,43 @@ class TurnWorker:
         turn.response = self._responses
         self._speech.begin(turn.response)
 
-    def _transcribe(self, history: list[Message]) -> None:
-        """Write down what the user said, unless a new turn comes: that cancels it as it cancels a feed."""
+    def _transcribe(self, wanted: bool) -> None:
+        """Write down what the user said, unless a new turn begins or comes: that cancels it as it cancels a feed."""
         untold, self._untold = self._untold, False
-        request = transcript_request(history, self._tools.offer) if untold and self._transcribes() else None
+        if not (untold and wanted and self._transcribes()):
+            return
         with self._changed:
+            request = transcript_request(self._history.messages(self._system_prompt()), self._tools.offer)
             if request is None or self._has_turn:
                 return
-            events = self._conversation.generate(request)
-        with closing(events), suppress(PromptTooLongError):  # there is room for the history, but for no question more
-            for event in events:
-                if isinstance(event, Finished) and event.reason != "cancelled" and event.text.strip():
-                    self._on_transcript(event.text.strip())
-
-    def _feed(self, history: list[Message]) -> None:
-        """Compute ahead what the next turn will begin with; the user does not wait for it then."""
+            events, self._transcribing = self._conversation.generate(request), True
         try:
-            if not history and self._tools.offer:  # they stand ahead of everything
-                history = [{"role": "user", "content": ""}]
-            if history and not self._has_turn:  # a cancel() from here on is the conversation's to hear
-                self._conversation.feed(history, special_tokens=False, tools=self._tools.offer)
-        except PromptTooLongError:
-            return  # the next turn shortens the history as far as it has to
+            with closing(events), suppress(PromptTooLongError):  # there is room for the history, but for no question more
+                for event in events:
+                    if isinstance(event, Finished) and event.reason != "cancelled" and event.text.strip():
+                        self._on_transcript(event.text.strip())
+        finally:
+            with self._changed:
+                self._transcribing = False
+
+    def _feed(self, picture: Look | None, said: Part | None) -> None:
+        """Compute ahead what the next turn will begin with, in a history as short as it will be; nobody waits for it then."""
+        try:
+            parts, skip = content(picture, said), 0
+            while True:
+                with self._changed:
+                    remembered = len(self._history)
+                    messages = self._history.messages(self._system_prompt(), parts, skip)
+                if not messages and self._tools.offer:  # they stand ahead of everything
+                    messages = [{"role": "user", "content": ""}]
+                try:
+                    if messages and not self._has_turn:  # a cancel() from here on is the conversation's to hear
+                        self._conversation.feed(messages, special_tokens=False, tools=self._tools.offer)
+                    return
+                except PromptTooLongError:
+                    if skip >= remembered:
+                        return
+                    skip += 1
         finally:
             with self._changed:
                 self._feeding = False
@@ -363,13 +390,13 @@ class TurnWorker:
             else:
                 self._history.add(content, answer.text[len(tools.said) :].lstrip() if tools.said else answer.text, tools.steps)
             self._tools.turn_over(tools, heard=not stopped)
-            self._changed_history = True
+            self._unfed = True
             self._untold = turn.said is not None and turn.said["type"] == "audio"
 
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
         answer = progress.answer
         try:
-            progress.content = [part for part in (turn.picture(), turn.said, turn.context()) if part is not None]
+            progress.content = [*content(turn.picture, turn.said), *filter(None, [turn.context()])]
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
@@ -449,7 +476,6 @@ class TurnWorker:
         """Hand on what the conversation makes, as it is made; None for a turn that was cancelled before it began."""
         with self._changed:  # no cancel() can fall between the look at the turn and the conversation's hearing of it
             events = None if turn.cancelled else self._conversation.generate(request)
-            self._generating = events is not None
         if events is None:
             return None
         finished: Finished | None = None

@@ -49,7 +49,7 @@ NODE = {
     ),
     "camera": (
         _fixed("image_transport", "raw", "camera topic", constraint=TRANSPORTS),
-        Parameter("use_camera", True, "attach the newest picture to each turn"),
+        Parameter("use_camera", True, "attach a picture to each turn: the newest when the user begins to speak, or has typed"),
         Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
         Parameter("video_frames", 0, "attach the last so many frames as a video instead; 0: one picture", 0, 64),
         Parameter("video_fps", 2.0, "frames of it per second, if the camera sends as many", 0.1, 60.0),

@@ -85,7 +85,9 @@ class Conversation:
         self, messages: list[dict[str, Any]], special_tokens: bool = True, tools: list[dict[str, Any]] | None = None
     ) -> None:
         """Compute ahead of the next turn what is known of it: its history, or an open user message whose parts so far are
-        final. The turn gives the same tokens and codes as without. Returns early when cancelled; raises as `generate`."""
+        final, but for sound that is {"unfinished": True}: of that only the rows are computed that later sound cannot change,
+        unless it is louder. The turn gives the same tokens and codes as without. Returns early when cancelled; raises as
+        `generate`."""
         with self._alone():
             try:
                 check = checker(self._cancelled)  # a cancel() since the last turn, when this was about to begin, counts
@@ -149,7 +151,7 @@ class Conversation:
 
         def read(kind: str, part: dict[str, Any], max_tokens: int) -> Media:
             check()
-            media = self.models.media.read(kind, part, self._media, next(self._serials), max_tokens)
+            media = self.models.media.read(kind, part, self._media, self._serials, max_tokens)
             if media not in self._media:
                 self._media.append(media)
             return media
@@ -161,8 +163,9 @@ class Conversation:
         return prompt
 
     def keep(self, prompt: Prompt) -> int:
-        """Drop the rows that `prompt` does not begin with; returns how many stay. One of its rows is always left to read."""
-        n = min(self.thinker_state.length, len(prompt) - 1)
+        """Drop the rows that `prompt` does not begin with; returns how many stay. Where an answer is to follow, one row is always
+        left to read."""
+        n = min(self.thinker_state.length, len(prompt) - (prompt.assistant_start >= 0))
         differs = np.flatnonzero(self._keys[:n] != prompt.keys[:n])
         common = int(differs[0]) if len(differs) else n
         common = _shorten(self.thinker_state, common)

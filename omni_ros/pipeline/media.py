@@ -1,5 +1,6 @@
 """The sounds, pictures and videos of a conversation: decoded, then encoded to the rows that the Thinker reads, once each."""
 
+import hashlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from omni_ros.preprocess.video import load_video, video_patches
 
 ROLES = ("system", "user", "assistant", "tool")
 AXES = {"audio": ("samples",), "image": ("height", "width", "RGB"), "video": ("frames", "height", "width", "RGB")}
-OPTIONS = ("fps", "max_pixels")  # of a part, beside its value
+OPTIONS = ("fps", "max_pixels", "unfinished")  # of a part, beside its value
 VIDEO_FPS = 2.0  # frames kept per second of video, as Qwen's own examples do
 
 
@@ -26,20 +27,33 @@ def nothing() -> np.ndarray:
 
 
 @dataclass(eq=False)
+class Piece:
+    """What an encoder takes at once: a window of sound, a picture, a video. Its rows depend on nothing else in the conversation,
+    so they are computed once. A clip that has become longer shares the windows that are still the same with what it was."""
+
+    serial: int  # of the conversation; prompts name the rows by it
+    tokens: int  # how many prompt rows it takes
+    inputs: np.ndarray  # one of AudioEncoder.windows, or patches float32 [t*h*w, patch_width], until it is encoded
+    digest: bytes = b""  # of the inputs of a window
+    encoded: bool = False  # then, instead of `inputs`:
+    features: np.ndarray = field(default_factory=nothing)  # float32 [tokens, H]
+    deepstack: np.ndarray = field(default_factory=nothing)  # float32 [D, tokens, H], unless it is sound
+
+
+@dataclass(eq=False)
 class Media:
-    """One clip, picture or video. Its rows depend on nothing else in the conversation, so they are computed once."""
+    """One clip, picture or video."""
 
     kind: str  # audio | image | video
     source: Any  # an array, known by being the same object, which is not kept alive; or a file, by its path, time and size
     options: tuple[Any, ...]
-    serial: int  # of the conversation; prompts name the rows by it
-    tokens: int  # how many prompt rows it takes
-    inputs: np.ndarray  # mel float32 [bins, frames], or patches float32 [t*h*w, patch_width], until it is encoded
+    pieces: list[Piece]
     grid: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # (t, h, w) in patches, unless it is sound
     seconds_per_grid: float = 0.0
-    encoded: bool = False  # then, instead of `inputs`:
-    features: np.ndarray = field(default_factory=nothing)  # float32 [tokens, H]
-    deepstack: np.ndarray = field(default_factory=nothing)  # float32 [D, tokens, H], unless it is sound
+
+    @property
+    def tokens(self) -> int:
+        return sum(piece.tokens for piece in self.pieces)
 
 
 class MediaReader:
@@ -48,8 +62,9 @@ class MediaReader:
     def __init__(self, vision: VisionConfig, merge_size: int, audio: AudioEncoder | None, visual: VisualEncoder | None):
         self.vision, self.merge_size, self.audio, self.visual = vision, merge_size, audio, visual
 
-    def read(self, kind: str, part: dict[str, Any], known: list[Media], serial: int, max_tokens: int) -> Media:
+    def read(self, kind: str, part: dict[str, Any], known: list[Media], serials: Iterator[int], max_tokens: int) -> Media:
         """The media of a part {"type": kind, kind: value, ...}: the one in `known` if it is there, else decoded anew.
+        New pieces take the next of `serials`.
 
         Raises InputError naming the file when it cannot be used, PromptTooLongError, before it is decoded, when it needs more
         than `max_tokens` rows, EngineError when there is no encoder for it.
@@ -59,8 +74,9 @@ class MediaReader:
             if media.kind == kind and media.options == options and _same(media.source, source):
                 return media
         if kind == "audio":
-            encoder, mel = self._encoder(self.audio, "sound", "audio"), self._mel(part["audio"], max_tokens)
-            return Media(kind, source, options, serial, encoder.token_count(mel.shape[1]), mel)
+            pieces = self._windows(self._mel(part["audio"], max_tokens), known, serials)
+            # More sound will come: of the last window, or its last frame, the mel is not final yet.
+            return Media(kind, source, options, pieces[:-1] if part.get("unfinished") else pieces)
         self._encoder(self.visual, "pictures", "visual")
         value, seconds = part[kind], 0.0
         if kind == "image":
@@ -69,7 +85,18 @@ class MediaReader:
             fps = part.get("fps", VIDEO_FPS)
             frames = value if isinstance(value, np.ndarray) else load_video(value, fps, self.vision, max_tokens)
             patches, grid, seconds = video_patches(frames, fps, self.vision, max_tokens)
-        return Media(kind, source, options, serial, int(grid.prod()) // self.merge_size**2, patches, grid, seconds)
+        piece = Piece(next(serials), int(grid.prod()) // self.merge_size**2, patches)
+        return Media(kind, source, options, [piece], grid, seconds)
+
+    def _windows(self, mel: np.ndarray, known: list[Media], serials: Iterator[int]) -> list[Piece]:
+        """The windows of a clip, those of `known` clips where the mel is the same to the last bit. It need not be for the same
+        samples: a louder sound later in a clip raises the floor of all its mel."""
+        of_digest = {piece.digest: piece for media in known if media.kind == "audio" for piece in media.pieces}
+        pieces = []
+        for window, tokens in self._encoder(self.audio, "sound", "audio").windows(mel):
+            digest = hashlib.sha256(f"{window.shape} {tokens}".encode() + window.tobytes()).digest()
+            pieces.append(of_digest.setdefault(digest, Piece(next(serials), tokens, window, digest)))
+        return pieces
 
     def _mel(self, value: Any, max_tokens: int) -> np.ndarray:
         """float32 [bins, frames] of a file, features file or float32 [n] at 16 kHz."""
@@ -87,15 +114,17 @@ class MediaReader:
         return log_mel(load_audio(value, most))
 
     def encode(self, media: Media, check: Callable[[], None]) -> None:
-        """Fill in features and deepstack; `check` is called between runs of the encoder and may raise."""
-        if media.encoded:
-            return
-        if media.kind == "audio":
-            media.features = self._encoder(self.audio, "sound", "audio")(media.inputs, check)
-        else:
-            embeds, deepstack = self._encoder(self.visual, "pictures", "visual")(media.inputs, media.grid[None], check)
-            media.features, media.deepstack = embeds[0], deepstack[0]
-        media.inputs, media.encoded = nothing(), True
+        """Fill in features and deepstack of its pieces; `check` is called between runs of the encoder and may raise."""
+        for piece in media.pieces:
+            if piece.encoded:
+                continue
+            if media.kind == "audio":
+                check()
+                piece.features = self._encoder(self.audio, "sound", "audio")(piece.inputs, piece.tokens)
+            else:
+                embeds, deepstack = self._encoder(self.visual, "pictures", "visual")(piece.inputs, media.grid[None], check)
+                piece.features, piece.deepstack = embeds[0], deepstack[0]
+            piece.inputs, piece.encoded = nothing(), True
 
     @staticmethod
     def _encoder(encoder: Any, what: str, name: str) -> Any:
@@ -163,6 +192,7 @@ def _check_tool_calls(message: dict[str, Any], where: str) -> None:
 
 def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
     value, fps, pixels = part[kind], part.get("fps", VIDEO_FPS), part.get("max_pixels")
+    unfinished = part.get("unfinished", False)
     if not isinstance(value, (str, Path, np.ndarray)):
         raise InputError(f"{where}.{kind} must be a file or an array, got {type(value).__name__}")
     if isinstance(value, np.ndarray) and value.ndim != len(AXES[kind]):
@@ -171,6 +201,8 @@ def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
         raise InputError(f"{where}.fps = {fps!r} must be a number above 0")
     if pixels is not None and (isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1):
         raise InputError(f"{where}.max_pixels = {pixels!r} must be a whole number above 0")
+    if not isinstance(unfinished, bool):
+        raise InputError(f"{where}.unfinished = {unfinished!r} must be true or false")
 
 
 def texts(messages: list[dict[str, Any]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from omni_ros.engines.config import ThinkerConfig
 from omni_ros.errors import InputError, PromptTooLongError
-from omni_ros.pipeline.media import Media, media_parts, texts
+from omni_ros.pipeline.media import Media, Piece, media_parts, texts
 from omni_ros.pipeline.positions import mrope_positions
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
@@ -18,10 +18,11 @@ ReadMedia = Callable[[str, dict[str, Any], int], Media]  # kind, part, and how m
 @dataclass
 class Prompt:
     ids: np.ndarray  # int64 [S], placeholders repeated
-    keys: np.ndarray  # int64 [S], what tells rows apart: ids, and of media rows -1 - Media.serial
+    keys: np.ndarray  # int64 [S], what tells rows apart: ids, and of media rows -1 - Piece.serial
     positions: np.ndarray  # float32 [3, S]
     next_position: float
     media: list[tuple[int, Media]]  # with the first row of each
+    pieces: list[tuple[int, Piece]]  # of them all, with the first row of each
     user_mask: np.ndarray  # bool [S], rows of user segments: what the Talker sees
     assistant_start: int  # row of the last `<|im_start|>assistant`; -1 if the prompt opens no answer
 
@@ -71,8 +72,10 @@ class PromptBuilder:
         if len(ids) > self.max_input_len:
             raise self._too_long(len(ids))
         keys = ids.copy()
-        for row, m in zip(rows, media):
-            keys[row : row + m.tokens] = -1 - m.serial
+        placed = list(zip(rows.tolist(), media))
+        pieces = _pieces(placed)
+        for row, piece in pieces:
+            keys[row : row + piece.tokens] = -1 - piece.serial
         positions, next_position = self._positions(ids, media)
         starts = np.flatnonzero(ids == self.config.im_start_token_id)
         roles = ids[np.minimum(starts + 1, len(ids) - 1)]
@@ -83,8 +86,8 @@ class PromptBuilder:
         for start, role in zip(starts, roles):
             row_role[start:] = role
         user_mask = row_role == self.config.user_token_id
-        placed = list(zip(rows.tolist(), media))
-        return Prompt(ids, keys, positions, next_position, placed, user_mask, int(assistant[-1]) if answer else -1)
+        assistant_start = int(assistant[-1]) if answer else -1
+        return Prompt(ids, keys, positions, next_position, placed, pieces, user_mask, assistant_start)
 
     def words(self, text: str) -> list[int]:
         """The tokens of a reply that is this text. Raises PromptTooLongError for one that no later prompt could remember."""
@@ -120,6 +123,15 @@ class PromptBuilder:
         is_media = np.isin(ids, list(kind_of))
         counts[is_media] = [m.tokens for m in media]
         return np.repeat(ids, counts), (np.cumsum(counts) - counts)[is_media]
+
+
+def _pieces(media: list[tuple[int, Media]]) -> list[tuple[int, Piece]]:
+    found = []
+    for row, m in media:
+        for piece in m.pieces:
+            found.append((row, piece))
+            row += piece.tokens
+    return found
 
 
 def grids(media: list[Media]) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:

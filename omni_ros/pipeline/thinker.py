@@ -26,13 +26,13 @@ class Thinker:
         """
         embeds = self.embedding[prompt.ids[rows]]
         deepstack = np.zeros((self.config.num_deepstack, *embeds.shape), self.deepstack_dtype)
-        for first, media in prompt.media:
-            start, stop = max(first, rows.start), min(first + media.tokens, rows.stop)
+        for first, piece in prompt.pieces:
+            start, stop = max(first, rows.start), min(first + piece.tokens, rows.stop)
             if start < stop:
                 here, there = slice(start - rows.start, stop - rows.start), slice(start - first, stop - first)
-                embeds[here] = media.features[there]
-                if media.kind != "audio":
-                    deepstack[:, here] = media.deepstack[:, there]
+                embeds[here] = piece.features[there]
+                if piece.deepstack.size:
+                    deepstack[:, here] = piece.deepstack[:, there]
         out = self.engine.run({"inputs_embeds": embeds, "position_ids": prompt.positions[:, rows], "deepstack": deepstack}, state)
         return out["logits"][0], out["accept_hidden"]
 

@@ -20,7 +20,7 @@ MIN_RATE, MAX_RATE = 8000, 384000  # from telephones to the fastest sound cards;
 MAX_CHANNELS = 64  # FFmpeg's PCM decoders take no more
 MAX_SECONDS = 2400.0  # 40 minutes, the longest sound the model was made for
 MAX_LEVEL = 100.0  # full scale is 1: samples of this size are integers that nobody scaled, or no sound
-FRAMES_PER_BLOCK = 3000  # 30 s at a time, so that the memory of long recordings stays small
+BLOCK = 800  # frames: 8 s at a time, so that the memory of long recordings stays small
 
 
 def load_audio(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
@@ -107,17 +107,23 @@ def log_mel(pcm: np.ndarray) -> np.ndarray:
 def whisper_mel(pcm: np.ndarray, bins: int = MEL_BINS) -> np.ndarray:
     """Whisper's log-mel without a look at the samples: float [n], n > 200 -> float32 [bins, n // 160]."""
     centred = np.pad(pcm, N_FFT // 2, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(centred, N_FFT)[::HOP]
-    windows = windows[:-1]  # [frames, 400]; whisper drops the last, whose centre is the end of the clip
-    hann = np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the transform below
-    mel = np.empty((bins, len(windows)), np.float32)
-    for start in range(0, len(windows), FRAMES_PER_BLOCK):
-        block = slice(start, start + FRAMES_PER_BLOCK)
-        power = np.abs(np.fft.rfft(windows[block] * hann)) ** 2  # [frames, 201]
-        mel[:, block] = mel_filters(bins).T @ power.T
-    np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
+    mel = np.empty((bins, pcm.size // HOP), np.float32)  # whisper drops the last frame, whose centre is the end of the clip
+    for start in range(0, mel.shape[1], BLOCK):
+        stop = min(start + BLOCK, mel.shape[1])
+        samples = centred[start * HOP : (stop - 1) * HOP + N_FFT].astype(np.float32, copy=False)
+        mel[:, start:stop] = _log_mel_block(samples.tobytes(), bins)
     np.maximum(mel, mel.max() - 8, out=mel)  # 80 dB below the loudest
     return (mel + 4) / 4
+
+
+@functools.lru_cache(maxsize=8)  # what somebody says is asked for again and again while it becomes longer
+def _log_mel_block(samples: bytes, bins: int) -> np.ndarray:
+    """float32 [400 + 160 (n - 1)] -> float32 [bins, n], whatever else is in the clip. Not to be written into."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(samples, np.float32), N_FFT)[::HOP]  # [n, 400]
+    hann = np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the transform below
+    power = np.abs(np.fft.rfft(windows * hann)) ** 2  # [n, 201]
+    mel = (mel_filters(bins).T @ power.T).astype(np.float32)
+    return np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
 
 
 @functools.cache
