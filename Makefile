@@ -96,7 +96,7 @@ demo-model: .venv/.full
 	@echo "installing torch and transformers into .venv (several minutes on a slow network)"
 	@echo "PyPI's torch brings CUDA: 6.2 GB in all. With a CPU build it is 2.6 GB: make $(MAKECMDGOALS) PIP_EXTRA_INDEX_URL=URL,"
 	@echo "where URL is PyTorch's index of CPU builds, which pytorch.org names under 'Get Started'"
-	$(PIP) install -qq --editable ".[test,quantize,tensorrt,cuda]"
+	$(PIP) install -qq --editable ".[test,devices,quantize,tensorrt,cuda]"
 	$(PIP) install -qq --no-deps torchvision==0.28.0
 	touch $@
 

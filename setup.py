@@ -31,6 +31,9 @@ setup(
     entry_points={
         "console_scripts": [
             "omni = omni_ros.nodes.omni_node:main",
+            "microphone = omni_ros.nodes.microphone_node:main",
+            "speaker = omni_ros.nodes.speaker_node:main",
+            "devices = omni_ros.devices.listing:main",
             "doctor = omni_ros.doctor.__main__:main",
             "replay = omni_ros.replay.__main__:main",
         ]
@@ -72,6 +75,8 @@ setup(
             "ros-std-srvs==5.3.6",
             "ros-test-msgs==2.0.3",  # an action, for the tests of tools
         ],
+        # nodes microphone and speaker: PortAudio (on Debian and Ubuntu also libportaudio2), WebRTC's echo canceller
+        "devices": ["sounddevice>=0.4.6,<0.6", "pywebrtc-audio>=0.2,<0.3"],
         # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
         "quantize": [
             "torch==2.13.0",

@@ -25,6 +25,7 @@ START_LIMIT, TURN_LIMIT = 120, 60  # seconds
 PARAMETERS = {
     "use_camera": "false",
     "vad": "energy",
+    "turn_detector": "silence",
     "max_generate_length": TOKENS,
     "max_audio_length": FRAMES,
     "temperature": 0.0,

@@ -1,6 +1,6 @@
 """Measure the pipeline on the small random checkpoint and hold the numbers against the goals.
 
-    python -m bench.run                          # everything, about five minutes on two cores
+    python -m bench.run                          # everything, about ten minutes on two cores
     python -m bench.run --only decode,ros        # some parts
     python -m bench.run --markdown docs/benchmarks.md
 
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from bench import conversation, decode, engine_share, export_memory, first_audio, prefill, ros_path
+from bench import barge_in, conversation, decode, echo, endpointing, engine_share, export_memory, first_audio, prefill, ros_path
 from bench.models import ROOT, prepare
 from bench.report import Part, machine, text_table, to_json, to_markdown
 
@@ -25,7 +25,10 @@ PARTS = {
     "audio": first_audio.measure,
     "conversation": conversation.measure,
     "prefill": prefill.measure,
+    "barge_in": barge_in.measure,
+    "endpointing": endpointing.measure,
     "ros": ros_path.measure,
+    "echo": echo.measure,
     "export": export_memory.measure,
 }
 

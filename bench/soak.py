@@ -32,6 +32,7 @@ ALLOWED = {"rss_mb": 50.0, "threads": 2.0, "descriptors": 4.0}  # from the secon
 ABOVE_IDLE_MB, STAYS_MB = 300.0, 50.0  # under the attack, and after it
 PARAMETERS = {
     "vad": "energy",
+    "turn_detector": "silence",
     "audio_in_type": "std_msgs/msg/Int16MultiArray",
     "image_transport": "compressed",
     "max_generate_length": 12,

@@ -15,6 +15,8 @@ import numpy as np
 
 from omni_ros.preprocess.audio import SAMPLE_RATE, load_audio
 
+QUESTIONS = Path(__file__).parents[1] / "demo/questions"
+RECORDINGS = Path("/usr/share/pocketsphinx/test/data")
 HOP = SAMPLE_RATE // 100  # 10 ms
 FLOOR_DB = -40.0  # speech is what is louder than this below the loudest 10 ms
 VOICES = (
@@ -71,6 +73,26 @@ class Utterance:
     pcm: np.ndarray
     words: list[tuple[int, int]]  # samples: begin and end of each
     pauses: list[tuple[int, int]]
+
+
+def shipped() -> list[Utterance]:
+    """The questions of the demo: two voices, for machines without a synthesiser."""
+    found = []
+    for path in sorted(QUESTIONS.glob("*.flac")):
+        pcm, _ = trimmed(load_audio(path))
+        letters = np.cumsum([0] + [len(word) + 1 for word in path.stem.split("_")])
+        edges = (letters * pcm.size // letters[-1]).tolist()
+        found.append(Utterance("demo", path.stem.replace("_", " "), pcm, list(zip(edges[:-1], edges[1:])), []))
+    return found
+
+
+def recorded() -> list[Utterance]:
+    """People: sentences read aloud and commands of Debian's package pocketsphinx-testdata, each as one word; [] without it."""
+    found = []
+    for path in sorted([*RECORDINGS.glob("librivox/*.wav"), *RECORDINGS.glob("cards/*.wav")]):
+        pcm, _ = trimmed(load_audio(path))
+        found.append(Utterance("people", path.stem, pcm, [(0, pcm.size)], []))
+    return found
 
 
 def installed() -> list[tuple[str, str]]:

@@ -39,3 +39,7 @@ class RunawayError(OmniError):
 
 class KVCacheFullError(OmniError):
     """A stateful engine has no room for the next step (KV cache or maximum code length)."""
+
+
+class DeviceError(OmniError):
+    """A microphone or loudspeaker cannot be had: absent, in use, taken away, or its library is not installed."""

@@ -202,7 +202,7 @@ def running(ros, engine_dir: Path, tmp_path_factory) -> Iterator[tuple[OmniProce
     client = Client()
     log = tmp_path_factory.mktemp("omni") / "log"
     audio = "std_msgs/msg/Int16MultiArray"  # at once, not when a publisher is found
-    process = OmniProcess(log, engine_dir=engine_dir, vad="energy", audio_in_type=audio, seed=1)
+    process = OmniProcess(log, engine_dir=engine_dir, vad="energy", turn_detector="silence", audio_in_type=audio, seed=1)
     try:
         wait(lambda: client.state == "idle", 30)
         wait(lambda: client.audio.get_subscription_count() and client.connected, 10)

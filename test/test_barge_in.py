@@ -9,6 +9,7 @@ from test_dialogue import ANSWERS, World
 
 from omni_ros.dialogue.barge_in import BargeIn
 from omni_ros.dialogue.dialogue import Settings
+from omni_ros.dialogue.heard import UNFINISHED
 from omni_ros.dialogue.speech_pacer import DUCKED, SpeechPacer
 
 SPEECH = len(ANSWERS[0].split()) * 4 * FRAME  # samples of the first answer
@@ -114,7 +115,7 @@ def test_a_loudspeaker_that_obeys_no_gain_is_silent_a_lead_later():
     world.hear(0.7)
     world.idle()
     words = world.remembered()[1].removeprefix("assistant: ").removesuffix("—")
-    assert len(words.split()) == int(heard.size / 24000 * 3.5)  # what it could not recall was heard
+    assert len(words.split()) == int((heard.size / 24000 - UNFINISHED) * 3.5)  # what it could not recall was heard
     world.close()
 
 
@@ -306,5 +307,17 @@ def test_the_rule_alone():
     assert not utter(0.13, 0.5) and stops == []
     clock.sleep(2.1)
     assert not utter(0.13, 0.5) and stops == []  # long after
-    assert utter(0.13) and stops == ["stop"]  # soon after
+    assert utter(0.13) and stops == ["stop"]  # soon after, as short as it is
+    clock.sleep(2.1)
+    assert not utter(0.5) and utter(0.26) and stops == ["stop"] * 2
     pacer.close()
+
+
+def test_a_breath_after_a_nod_is_no_second_word(world):
+    """One frame of voice after a pause."""
+    world.hear(0.35, 0.5)
+    world.hear(0.3)
+    world.hear(0.032, 0.5)
+    world.hear(0.7)
+    world.idle()
+    assert len(world.model.requests) == 1 and world.face.speaker.played().size == SPEECH

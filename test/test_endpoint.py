@@ -112,6 +112,42 @@ def test_a_stream_that_stops_in_a_pause_ends_with_the_pause():
     assert endpointer.close().pcm is events[-1].pcm
 
 
+class Judge:
+    """A turn detector that gives each pause of an utterance its verdict, in order."""
+
+    def __init__(self, *verdicts: float) -> None:
+        self.verdicts = list(verdicts)
+        self.heard: list[np.ndarray] = []
+
+    def __call__(self, pcm: np.ndarray) -> float:
+        self.heard.append(pcm)
+        return self.verdicts[len(self.heard) - 1]
+
+
+def test_a_complete_utterance_ends_with_its_first_pause():
+    judge = Judge(0.96)
+    events = run_all(np.concatenate([noise(1), speech(1), noise(1)]), turn_over=judge, end_seconds=2.0)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
+    (paused, pause), (ended, end) = events[1:]
+    assert paused == ended < 2.3 and end.pcm is pause.pcm and np.array_equal(judge.heard[0], pause.pcm)
+
+
+def test_an_unfinished_utterance_is_waited_for():
+    judge = Judge(0.3, 0.96)
+    events = run_all(np.concatenate([noise(1), speech(1), noise(0.7), speech(1), noise(1)]), turn_over=judge, end_seconds=2.0)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechGoesOn, SpeechPause, SpeechEnd]
+    assert events[-1][0] < 4.0 and len(judge.heard) == 2
+
+
+@pytest.mark.parametrize("later,end", [(0.6, 2.8), (0.4, 4.0)])
+def test_who_is_unsure_asks_again_and_then_the_timer_decides(later, end):
+    judge = Judge(0.94, later)
+    events = run_all(np.concatenate([noise(1), speech(1), noise(3)]), turn_over=judge, end_seconds=2.0)
+    assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
+    assert abs(events[-1][0] - end) < 0.15
+    assert len(judge.heard) == 2 and events[-1][1].pcm is events[-2][1].pcm
+
+
 def test_the_longest_turn_is_cut_and_the_rest_is_a_new_one():
     events = [event for _, event in run(np.concatenate([noise(0.5), speech(2), noise(1)]), max_seconds=1.6)]
     assert [type(event) for event in events] == [SpeechStart, SpeechEnd] * 2
@@ -195,7 +231,7 @@ class Loudness:
 
 
 def long_run(pcm: np.ndarray, chunk: int = 512) -> list[tuple[float, SpeechEvent]]:
-    endpointer = Endpointer(Loudness())
+    endpointer = Endpointer(Loudness(), pre_roll_seconds=0.4)
     ends = range(chunk, pcm.size + 1, chunk)
     return [(end / SAMPLE_RATE, event) for end in ends for event in endpointer.feed(pcm[end - chunk : end])]
 

@@ -7,8 +7,13 @@ import time
 import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dds_domain import own_domain
+
+from demo.make_bag import read_mono
+from demo.script import TURNS
+from omni_ros.devices.paced import read_wav
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +30,28 @@ def test_chat(engine_dirs, tmp_path):
         with wave.open(str(tmp_path / f"answer_{number}.wav")) as wav:
             assert (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) == (1, 2, 24000)
             assert wav.getnframes() >= 1920 - 555 and any(wav.readframes(wav.getnframes()))
+
+
+def test_talk(demo_engine_dir, tmp_path):
+    """With files in place of the sound card."""
+    pytest.importorskip("pywebrtc_audio", reason="the echo canceller is in extra `devices`")
+    sound = read_mono(TURNS[0].sound)
+    sound = sound if sound.dtype == np.int16 else (32767 * sound).astype(np.int16)
+    with wave.open(str(tmp_path / "in.wav"), "wb") as wav:
+        wav.setparams((1, 2, 16000, 0, "NONE", ""))
+        wav.writeframes(np.concatenate([np.zeros(8000, np.int16), sound]).tobytes())
+    command = [sys.executable, ROOT / "examples" / "talk.py", demo_engine_dir, "file:in.wav", "file:out.wav"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out.wav").exists() or np.abs(read_wav(tmp_path / "out.wav")[0]).max(initial=0) < 0.05:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.5)
+    finally:
+        process.kill()
+        printed = process.communicate()[0].decode()
+    assert "listening" in printed and "Traceback" not in printed
 
 
 def test_act_on_response(monkeypatch):

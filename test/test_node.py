@@ -293,7 +293,7 @@ def test_read_only_and_ranges(omni):
 def test_a_signal_ends_the_node_cleanly_while_it_answers(ros, engine_dir, tmp_path, number):
     namespace = f"robot{number}"  # the node of the other tests may still be there
     client = Client(namespace)
-    process = OmniProcess(tmp_path / "log", namespace, engine_dir=engine_dir, vad="energy", **LONG)
+    process = OmniProcess(tmp_path / "log", namespace, engine_dir=engine_dir, vad="energy", turn_detector="silence", **LONG)
     try:
         wait(lambda: client.connected, 30)
         client.prompt.publish(String(data="Tell me a long story."))
@@ -357,6 +357,7 @@ def prompt_tokens_with(client: Client, camera, jpeg: bytes) -> int:
         ({}, "engine_dir is empty"),
         ({"engine_dir": "/nowhere"}, "/nowhere/thinker"),
         ({"vad": "loudness"}, "vad is 'loudness'"),
+        ({"turn_detector": "clever"}, "turn_detector is 'clever', but must be smart or silence"),
         ({"image_transport": "theora"}, "image_transport is 'theora'"),
         ({"audio_in_type": "std_msgs/msg/String"}, "audio_in_type 'std_msgs/msg/String'"),
         ({"speaker": "nobody"}, "nobody"),

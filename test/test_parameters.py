@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from omni_ros.nodes import parameter_docs
+from omni_ros.nodes.device_parameters import DEVICES
 from omni_ros.nodes.parameters import GENERATION, TABLE
 from omni_ros.pipeline.request import Request
 
@@ -15,6 +16,13 @@ CONFIG = Path(__file__).parent.parent / "config" / "omni.yaml"
 def test_the_config_file_lists_every_parameter_with_its_default():
     configured = yaml.safe_load(CONFIG.read_text())["/**/omni"]["ros__parameters"]
     assert configured == {p.name: p.default for p in TABLE.values()}
+
+
+def test_the_devices_file_lists_every_parameter_with_its_default():
+    configured = yaml.safe_load((CONFIG.parent / "devices.yaml").read_text())
+    assert {name: node["ros__parameters"] for name, node in configured.items()} == {
+        f"/**/{node}": {p.name: p.default for p in rows} for node, rows in DEVICES.items()
+    }
 
 
 def test_the_config_file_marks_the_fixed_parameters():

@@ -107,7 +107,8 @@ def test_the_demo_again_and_again(demo_engine_dir, tmp_path, capsys):
     for turn, end in zip(said["turns"], closed):
         stages = turn["latency"]
         assert tuple(stages) == STAGES[:-1] and list(stages.values())[1:] == sorted(list(stages.values())[1:])
-        assert 0.1 < stages["end_of_turn"] < 0.7 and 0 < stages["inputs"] < 5  # of the wall clock
+        assert 0 < stages["inputs"] < 5  # of the wall clock
+        assert any(stages["end_of_turn"] == pytest.approx(silence, abs=0.1) for silence in (0.2, 0.8))  # when Smart Turn is asked
         assert turn["speech_s"] == pytest.approx(max(end, turn["asked_s"] + 0.3), abs=0.05)
     interrupted = said["turns"][3]
     assert interrupted["samples"] < interrupted["metrics"]["audio_samples"]  # not all of it was heard

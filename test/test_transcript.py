@@ -67,6 +67,21 @@ def test_a_new_turn_does_not_wait_for_it(world, after):
     assert not world.face.of("transcript")
 
 
+def test_a_user_who_begins_to_speak_goes_first(world):
+    """What can be computed ahead is computed from then on, and not when the words of before are written down."""
+    world.dialogue.settings = Settings(transcript=True, image_max_age=60.0)
+    world.dialogue.see(np.zeros((8, 8, 3), np.uint8))
+    world.say()
+    world.idle()
+    world.clock.sleep(0.02)
+    began = world.clock.now()
+    world.hear(0.6, 0.5)
+    assert began < world.model.fed[-1][0] < began + 0.2
+    world.hear(0.7)
+    world.idle()
+    assert len(world.model.requests) == 3 and not [at for at, _ in world.face.of("transcript") if at < world.clock.now() - 0.5]
+
+
 def test_a_defect_in_it_costs_the_transcript_only(world):
     world.say()
     world.until(lambda: world.face.of("response"))

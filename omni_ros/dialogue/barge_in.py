@@ -5,8 +5,8 @@ The user begins    the robot goes on, quieter
 barge_in_seconds   somebody talks: the answer is stopped for good
 earlier silence    a back-channel ("mm-hm", "yes"): the answer goes on where it was
 
-Only length tells the two apart, and single words it cannot: "yes" and "stop" last equally long. So voice adds up over short
-words that follow each other within 2 s: the second "stop!" stops the robot while it is said.
+Only length tells the two apart, and single words it cannot: "yes" and "stop" last equally long. So a second word within 2 s is
+meant: the robot stops while the second "stop!" is said. docs/barge_in.md has the rule measured.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.turn import UserTurn
 
 HOLD = 0.25  # seconds of voice
-REPEATED = 2.0  # seconds of silence between two words that count together
+WORD = 0.1  # seconds of voice: less is not said
+AGAIN = 2.0  # seconds after a back-channel within which another word is none
 LAST_WORDS = 1.0  # seconds of an answer that are left when a user begins who does not nod but replies
 
 
@@ -38,16 +39,15 @@ class BargeIn:
         self.back_channels = 0  # utterances that were none
         self._answer: UserTurn | None = None  # the one that it began into
         self._may_nod = False  # in the middle of speech, where people show that they listen
-        self._voice = 0.0  # seconds, of this utterance
-        self._before = 0.0  # seconds, of the back-channels just before it
-        self._nodded_at = float("-inf")
+        self._voice = self._before = 0.0  # seconds of this utterance, and until its last pause
+        self._again = False  # a word was said just before
+        self._voiced_at = self._nodded_at = float("-inf")  # the last voice, also of the last back-channel
 
     def begins(self) -> None:
         """The user begins to speak, perhaps into an answer, or into the silence while it is made."""
-        self._answer, self._voice = self._in_progress(), 0.0
+        self._answer, self._voice, self._before = self._in_progress(), 0.0, 0.0
         self.undecided = self._answer is not None
-        if self._clock.now() - self._nodded_at > REPEATED:
-            self._before = 0.0
+        self._again = self._clock.now() - self._nodded_at < AGAIN
         if not self.undecided:
             return
         self._may_nod = self._speech.speaking and self._speech.left > LAST_WORDS
@@ -59,20 +59,23 @@ class BargeIn:
     def lasts(self, voice: float, barge_in_seconds: float) -> None:
         """The utterance has `voice` seconds of voice by now."""
         goes_on, self._voice = voice > self._voice, voice
+        if goes_on:
+            self._voiced_at = self._clock.now()
         if not (goes_on and self.undecided):
             return
-        if self._before + voice >= barge_in_seconds:
+        if voice >= barge_in_seconds or (self._again and voice - self._before >= HOLD):
             self._stop()
         elif voice >= HOLD:
             self._speech.hold()
 
     def pauses(self) -> None:
         """The user fell silent, perhaps for good."""
-        if self.undecided and self._nods():
-            self._speech.go_on()
+        if self.undecided and self._may_nod:
+            self._speech.go_on() if self._nods() else self._stop()
 
     def goes_on(self) -> None:
         """The user had not finished."""
+        self._before, self._again = self._voice, self._again or self._voice >= WORD
         if self.undecided:
             self._speech.duck()
 
@@ -80,14 +83,13 @@ class BargeIn:
         """The utterance is over, or was dropped as no speech (not `said`); whether it is a turn."""
         undecided, self.undecided = self.undecided, False
         nods = undecided and self._nods()
-        self._before = self._before + self._voice if nods and said else 0.0
         if said and undecided and not nods:
             self._stop()
         elif undecided:
             self._speech.go_on()
             if said:
                 self.back_channels += 1
-                self._nodded_at = self._clock.now()
+                self._nodded_at = self._voiced_at
         return said and not nods
 
     def forget(self) -> None:
@@ -97,8 +99,9 @@ class BargeIn:
             self._speech.go_on()
 
     def _nods(self) -> bool:
-        """As short as it is. Into an answer that began meanwhile, by a typed question, it is none."""
-        return self._may_nod and self._in_progress() in (self._answer, None)
+        """As short as it is; but not twice, and not into an answer that began meanwhile, to a typed question."""
+        said_again = self._again and self._voice - self._before >= WORD
+        return self._may_nod and not said_again and self._in_progress() in (self._answer, None)
 
     def _stop(self) -> None:
         self.undecided = False

@@ -1,6 +1,7 @@
 """Endpointing: where one utterance begins and ends in a microphone stream, from voice activity per 32 ms frame."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -115,20 +116,26 @@ class Endpointer:
     `pause_seconds` of frames below a slightly lower threshold (hysteresis, as in Silero's own iterator), and ends after
     `end_seconds` of them, or when the utterance is `max_seconds` long. `pre_roll_seconds` before the first voiced frame
     are kept: soft onsets score low.
+
+    `turn_over` (see SmartTurn) hears the utterance in each pause and says how probable it is that it is complete; where
+    it is sure, `end_seconds` are not waited for. It is asked on the thread of feed().
     """
 
     HYSTERESIS = 0.15
+    # The longer the silence, the less it needs: seconds of it (the first is the pause itself), and how sure is sure.
+    SURE = ((0.0, 0.95), (0.8, 0.5))
     _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
     def __init__(
         self,
         vad: EnergyVad | SileroVad,
         *,
+        turn_over: Callable[[np.ndarray], float] | None = None,
         threshold: float = 0.5,
         start_seconds: float = 0.128,
-        pause_seconds: float = 0.2,
+        pause_seconds: float = 0.192,
         end_seconds: float = 0.55,
-        pre_roll_seconds: float = 0.4,
+        pre_roll_seconds: float = 0.5,
         max_seconds: float = 30.0,
     ) -> None:
         def frames(seconds: float) -> int:
@@ -139,6 +146,8 @@ class Endpointer:
         self._start_frames = frames(start_seconds)
         self._end_frames = frames(end_seconds)
         self._pause_frames = min(frames(pause_seconds), self._end_frames)
+        self._turn_over = turn_over
+        self._sure = {max(self._pause_frames, frames(silence)): sure for silence, sure in self.SURE}
         self._max_frames = frames(max_seconds)
         self._recent: deque[np.ndarray] = deque(maxlen=frames(pre_roll_seconds) + self._start_frames)
         self.reset()
@@ -232,14 +241,16 @@ class Endpointer:
         if self._silent == self._pause_frames:
             self._paused = SpeechPause(np.concatenate(self._utterance))
             events.append(self._paused)
-        if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames:
+        if self._silent >= self._end_frames or len(self._utterance) >= self._max_frames or self._is_over():
             events.append(self._end())
         elif not self._paused and (seconds := (len(self._utterance) - 1) * FRAME // SAMPLE_RATE) > self._told:
-            self._told = (
-                seconds  # and one frame more, since what is computed of these seconds depends on the samples next to them
-            )
+            self._told = seconds  # and a frame more: what is computed of these seconds depends on the samples next to them
             events.append(SpeechSoFar(np.concatenate(self._utterance)))
         return events
+
+    def _is_over(self) -> bool:
+        sure = self._sure.get(self._silent)
+        return sure is not None and self._turn_over is not None and self._turn_over(np.concatenate(self._utterance)) >= sure
 
     def _end(self) -> SpeechEnd:
         pcm = self._paused.pcm if self._paused else np.concatenate(self._utterance)

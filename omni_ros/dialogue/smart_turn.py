@@ -29,6 +29,8 @@ class SmartTurn:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has an exception for every kind of damage
             raise InputError(f"{path}: {error}; install omni_ros again, or set turn_detector: silence") from error
 
+        self(np.zeros(WINDOW, np.float32))  # the first call is slow
+
     def __call__(self, pcm: np.ndarray) -> float:
         return float(self._session.run(None, {"input_features": features(pcm)[None]})[0][0, 0])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.dialogue.heard import SAMPLE_RATE, TOKENS_PER_SECOND, Answer
+from omni_ros.dialogue.heard import TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.latency import Latency
 from omni_ros.dialogue.say import SayQueue, say_request
@@ -377,8 +377,8 @@ class TurnWorker:
 
     def _remember(self, turn: UserTurn, progress: _Progress, heard: int, failed: bool) -> None:
         content, answer, tools = progress.content, progress.answer, progress.tools
-        if answer.whole and answer.samples and not turn.cancelled:
-            spoken = sum(count for _, count in answer.pieces) / (answer.samples / SAMPLE_RATE)
+        if answer.whole and not turn.cancelled and (voice := answer.voice(answer.samples)):
+            spoken = sum(count for _, count in answer.pieces) / voice
             self._tokens_per_second += 0.5 * (spoken - self._tokens_per_second)
         with self._changed:
             if turn.forgotten:
@@ -469,7 +469,7 @@ class TurnWorker:
                 dropped += 1
             else:
                 with self._changed:
-                    self._history.drop(dropped)
+                    self._history.drop(0 if turn.open else dropped)
                 return finished
 
     def _play(self, turn: UserTurn, request: Request, progress: _Progress) -> Finished | None:
@@ -502,6 +502,6 @@ class TurnWorker:
                         self._on_response(progress.answer.text, event.reason)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = since if progress.first_audio is None else progress.first_audio
-                    progress.answer.samples += event.pcm.size
+                    progress.answer.hear(event.pcm)
                     self._speech.push(turn.response, event.pcm)
         return finished

@@ -43,6 +43,7 @@ class Configured:
         clock: Clock | None = None,
         around: "Callable[[Conversation], Any]" = lambda conversation: conversation,  # what the dialogue talks to in its place
     ) -> None:
+        from omni_ros.dialogue.smart_turn import SmartTurn
         from omni_ros.pipeline.pipeline import Pipeline  # here: an unconfigured node stays small
 
         def value(name: str):
@@ -52,11 +53,15 @@ class Configured:
             raise InputError("parameter engine_dir is empty: give the folder that offline.build_engines made")
         if (verify := value("verify")) not in VERIFY_MODES:
             raise InputError(f"parameter verify is {shown(verify)}, but must be {', '.join(VERIFY_MODES)}")
+        if (detector := value("turn_detector")) not in ("smart", "silence"):
+            raise InputError(f"parameter turn_detector is {shown(detector)}, but must be smart or silence")
+        smart = detector == "smart"
         endpointer = Endpointer(
             make_vad(value("vad")),
+            turn_over=SmartTurn() if smart else None,
             threshold=value("vad_threshold"),
             start_seconds=value("speech_start"),
-            end_seconds=value("speech_end"),
+            end_seconds=value("turn_timeout" if smart else "speech_end"),
             pre_roll_seconds=value("pre_roll"),
             max_seconds=value("max_turn"),
         )

@@ -73,6 +73,11 @@ class Health:
                 self._conditions[name] = level, text
             return bool(text) and before is None
 
+    def holds(self, name: str) -> bool:
+        """Whether that condition was told and not taken back."""
+        with self._lock:
+            return name in self._conditions
+
     def status(self, name: str, state: str, facts: dict[str, object]) -> DiagnosticStatus:
         """ERROR: not configured because of an error, the last turn failed, a defect was survived, or a condition as bad as
         these. WARN: bad input, another condition, or a reply or its speech cut short."""

@@ -21,8 +21,7 @@ from omni_ros.nodes.inputs import Inputs
 from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.outputs import Outputs
 from omni_ros.nodes.tools import RosTools
-
-DONE, FAILED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+from omni_ros.nodes.transitions import DONE, attempt, refuse_what_is_not_possible
 
 
 class OmniNode(LifecycleNode):
@@ -39,8 +38,7 @@ class OmniNode(LifecycleNode):
         self.create_service(Trigger, "~/cancel", self._service(lambda request: self._cancel()))
         self.create_service(Trigger, "~/reset", self._service(lambda request: self._reset()))
         self.create_service(SetBool, "~/enable", self._service(lambda request: self._enable(request.data)))
-        self._transition = self._service_change_state.callback
-        self._service_change_state.callback = self._change_state
+        refuse_what_is_not_possible(self)
         self.add_post_set_parameters_callback(self._on_parameters)
         # A steady clock: diagnostics go on when simulated time stands still.
         self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -51,32 +49,8 @@ class OmniNode(LifecycleNode):
 
     # ---- lifecycle ----------------------------------------------------------------------------------------------
 
-    def _change_state(self, request, response):
-        """The service: what is not possible now is refused. rclpy would raise, and leave the caller without an answer."""
-        wanted = request.transition
-        possible = {number: name for number, name, *_ in self._state_machine.available_transitions}
-        if wanted.label not in possible.values() if wanted.label else wanted.id not in possible:
-            state = self._state_machine.current_state[1]
-            choices = ", ".join(f"{name} ({number})" for number, name in possible.items()) or "none"
-            name = wanted.label or wanted.id
-            self.get_logger().warning(f"transition {name} is refused: the node is {state}, where these are possible: {choices}")
-            response.success = False
-            return response
-        return self._transition(request, response)
-
-    def _attempt(self, what: str, step: Callable[[], None]) -> TransitionCallbackReturn:
-        """rclpy drops what a transition raises without a word."""
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 - as said
-            self._health.configured(describe(error))
-            self.get_logger().fatal(f"cannot {what}: {describe(error)[:LONGEST]}")
-            return FAILED
-        self._health.configured()
-        return DONE
-
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._attempt("configure", self._configure)
+        return attempt(self, self._health, "configure", self._configure)
 
     def _configure(self) -> None:
         for text in parameters.unknown(self):
@@ -90,7 +64,7 @@ class OmniNode(LifecycleNode):
         self._outputs.lifecycle("inactive")
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        done = self._attempt("activate", self._activate)
+        done = attempt(self, self._health, "activate", self._activate)
         if done == DONE:
             done = super().on_activate(state)
             self._outputs.lifecycle("")

@@ -1,9 +1,12 @@
-"""Writes config/omni.yaml and docs/parameters.md from the table of parameters: `python -m omni_ros.nodes.parameter_docs`."""
+"""Writes config/omni.yaml, config/devices.yaml and docs/parameters.md from the tables of parameters:
+`python -m omni_ros.nodes.parameter_docs`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omni_ros.nodes.parameters import SECTIONS
+from omni_ros.nodes.device_parameters import DEVICES
+from omni_ros.nodes.parameters import SECTIONS, Parameter
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTH = 120  # of a comment in the YAML file
@@ -23,6 +26,11 @@ YAML_HEAD = """\
 
 /**/omni:
   ros__parameters:
+"""
+
+DEVICES_HEAD = """\
+# Every parameter of the microphone and the speaker node with its default. Written by `python -m omni_ros.nodes.parameter_docs`:
+# copy, do not edit. [fixed] as in omni.yaml.
 """
 
 YAML_TAIL = """
@@ -45,8 +53,16 @@ are taken for decimal ones.
 """
 
 
+DOCS_DEVICES = """
+# Parameters of nodes microphone and speaker
+
+Like the above, from the table in `omni_ros/nodes/device_parameters.py`; the file to copy is
+[config/devices.yaml](../config/devices.yaml).
+"""
+
+
 DOCS_TAIL = """
-## A microphone that starts after the node
+# A microphone that starts after the node
 
 It is heard from the moment at which its process and the node know each other. Fast DDS's own settings make that 1.5 to
 2.4 s for a new process (3 s at most); with [config/fastdds_discovery.xml](../config/fastdds_discovery.xml) in the node's
@@ -57,30 +73,43 @@ for a subscriber before it records loses nothing.
 
 
 def yaml_text() -> str:
-    lines = [YAML_HEAD]
-    for number, (title, section) in enumerate(SECTIONS.items()):
-        lines.append(f"{chr(10) * (number > 0)}    # ---- {title}\n")
-        for p in section:
-            code = f"    {p.name}: {_yaml(p.default)}"
-            comment = "[fixed] " * p.fixed + p.description + (f"; {p.constraint}" if p.constraint else "")
-            lines.append(f"{code:<32}# {_fold(comment)}\n")
-    return "".join(lines) + YAML_TAIL
+    sections = [f"    # ---- {title}\n" + _yaml_rows(section) for title, section in SECTIONS.items()]
+    return YAML_HEAD + "\n".join(sections) + YAML_TAIL
+
+
+def devices_yaml_text() -> str:
+    nodes = [f"\n/**/{node}:\n  ros__parameters:\n" + _yaml_rows(rows) for node, rows in DEVICES.items()]
+    return DEVICES_HEAD + "".join(nodes)
+
+
+def _yaml_rows(section: Sequence[Parameter]) -> str:
+    lines = []
+    for p in section:
+        code = f"    {p.name}: {_yaml(p.default)}"
+        comment = "[fixed] " * p.fixed + p.description + (f"; {p.constraint}" if p.constraint else "")
+        lines.append(f"{code + ' ':<32}# {_fold(comment)}\n")
+    return "".join(lines)
 
 
 def docs_text() -> str:
-    lines = [DOCS_HEAD]
-    for title, section in SECTIONS.items():
-        lines.append(f"\n## {title.capitalize()}\n\n| parameter | default | range | fixed | meaning |\n|---|---|---|---|---|\n")
-        for p in section:
-            span = f"{p.low:.12g} to {p.high:.12g}" if p.low is not None else ""
-            meaning = p.description + (f"; {p.constraint}" if p.constraint else "")
-            lines.append(f"| `{p.name}` | {_yaml(p.default)} | {span} | {'yes' * p.fixed} | {meaning} |\n")
-    return "".join(lines) + DOCS_TAIL
+    own = [_docs_section(title.capitalize(), section) for title, section in SECTIONS.items()]
+    devices = [_docs_section(f"Node {node}", rows) for node, rows in DEVICES.items()]
+    return "".join([DOCS_HEAD, *own, DOCS_DEVICES, *devices, DOCS_TAIL])
+
+
+def _docs_section(title: str, section: Sequence[Parameter]) -> str:
+    lines = [f"\n## {title}\n\n| parameter | default | range | fixed | meaning |\n|---|---|---|---|---|\n"]
+    for p in section:
+        span = f"{p.low:.12g} to {p.high:.12g}" if p.low is not None else ""
+        meaning = p.description + (f"; {p.constraint}" if p.constraint else "")
+        lines.append(f"| `{p.name}` | {_yaml(p.default)} | {span} | {'yes' * p.fixed} | {meaning} |\n")
+    return "".join(lines)
 
 
 def files() -> dict[Path, str]:
     """Each generated file with what it has to hold."""
-    return {ROOT / "config" / "omni.yaml": yaml_text(), ROOT / "docs" / "parameters.md": docs_text()}
+    config, docs = ROOT / "config", ROOT / "docs"
+    return {config / "omni.yaml": yaml_text(), config / "devices.yaml": devices_yaml_text(), docs / "parameters.md": docs_text()}
 
 
 def _yaml(value: Any) -> str:

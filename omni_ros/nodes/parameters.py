@@ -70,8 +70,10 @@ NODE = {
         _fixed("vad", "auto", "voice activity detector", constraint="energy, silero, or auto: silero if it is installed"),
         _fixed("vad_threshold", 0.5, "voice probability that counts as speech", 0.05, 0.95),
         _fixed("speech_start", 0.128, "seconds of voice that begin a turn; a click is shorter", 0.032, 1.0),
-        _fixed("speech_end", 0.55, "seconds of silence that end a turn", 0.1, 5.0),
-        _fixed("pre_roll", 0.4, "seconds of audio kept from before the voice", 0.0, 2.0),
+        _fixed("turn_detector", "smart", "what ends a turn", constraint="silence, or smart: hears whether the user has finished"),
+        _fixed("turn_timeout", 2.0, "smart: seconds of silence that end a turn although it is unsure", 0.2, 10.0),
+        _fixed("speech_end", 0.55, "silence: seconds of it that end a turn", 0.1, 5.0),
+        _fixed("pre_roll", 0.5, "seconds of audio kept from before the voice", 0.0, 2.0),
         _fixed("max_turn", 30.0, "seconds after which a turn is closed although the user still speaks", 1.0, 300.0),
         Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
         Parameter("preempt", True, "speech and prompts of the user stop the answer in progress; false: the newest waits"),
@@ -130,17 +132,17 @@ class HasParameters(Protocol):
         ...
 
 
-def declare(node: "Node", *, is_configured) -> None:
-    """Declare every parameter, with what the command line and parameter files give. `is_configured()` tells whether fixed
-    ones are in use. Raises InputError naming the parameter, what it may be, and the files that were given."""
+def declare(node: "Node", *, is_configured, table: dict[str, Parameter] = TABLE) -> None:
+    """Declare every parameter of `table`, with what the command line and parameter files give. `is_configured()` tells whether
+    fixed ones are in use. Raises InputError naming the parameter, what it may be, and the files that were given."""
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
     from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
     # The overrides have no public face: an integer has to become a double before rclpy compares the types.
     overrides = node._parameter_overrides
     for name, given in overrides.items():
-        overrides[name] = _as_declared(given)
-    for p in TABLE.values():
+        overrides[name] = _as_declared(given, table)
+    for p in table.values():
         descriptor = ParameterDescriptor(description=p.description, additional_constraints=p.constraint)
         if isinstance(p.default, float):
             descriptor.floating_point_range = [FloatingPointRange(from_value=p.low, to_value=p.high)]
@@ -157,7 +159,7 @@ def declare(node: "Node", *, is_configured) -> None:
         for ros in given:
             if not node.has_parameter(ros.name) or ros.value == node.get_parameter(ros.name).value:
                 continue  # it is being declared, as quality of service is with its topic, or nothing changes
-            p, reason = TABLE.get(ros.name), ""
+            p, reason = table.get(ros.name), ""
             if locked:
                 reason = f"{shown(ros.name)} is locked: lock_parameters was set, so start the node anew with other values"
             elif p is not None and p.fixed and is_configured():
@@ -166,11 +168,11 @@ def declare(node: "Node", *, is_configured) -> None:
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
 
-    node.add_pre_set_parameters_callback(lambda given: [_as_declared(ros) for ros in given])
+    node.add_pre_set_parameters_callback(lambda given: [_as_declared(ros, table) for ros in given])
     node.add_on_set_parameters_callback(check)
 
 
-def unknown(node: "Node") -> list[str]:
+def unknown(node: "Node", table: dict[str, Parameter] = TABLE) -> list[str]:
     """What is wrong with each parameter that was given to this node but means nothing to it.
 
     Raises InputError where the name is nearly one of ours. Others may be meant for another node that shares the file.
@@ -179,13 +181,13 @@ def unknown(node: "Node") -> list[str]:
     for name in node._parameter_overrides:
         if node.has_parameter(name) or name.startswith("qos_overrides."):
             continue
-        found.append(not_ours(name, _files()))
+        found.append(not_ours(name, _files(), table))
     return found
 
 
-def not_ours(name: str, where: str) -> str:
+def not_ours(name: str, where: str, table: dict[str, Parameter] = TABLE) -> str:
     """What is wrong with a name that no parameter has, `where` it stands included. Raises InputError for a misspelling."""
-    near = difflib.get_close_matches(name, TABLE, 1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(name, table, 1, cutoff=0.0)[0]
     if difflib.SequenceMatcher(None, name, near).ratio() > MISSPELT:
         raise InputError(f"parameter {shown(name)} is unknown: did you mean {near}?{where}")
     return f"parameter {shown(name)} is unknown and ignored; the nearest is {near}{where}"
@@ -205,9 +207,11 @@ def generation_options(node: HasParameters) -> dict[str, Any]:
     return options
 
 
-def _as_declared(given: "RosParameter") -> "RosParameter":
-    """`temperature: 1` is an integer in YAML, and means 1.0."""
-    p = TABLE.get(given.name)
+def _as_declared(given: "RosParameter", table: dict[str, Parameter]) -> "RosParameter":
+    """`temperature: 1` is an integer in YAML, and means 1.0; `device: 1` means "1"."""
+    p = table.get(given.name)
+    if p is not None and isinstance(p.default, str) and given.type_ == given.Type.INTEGER:
+        return type(given)(given.name, value=str(given.value))
     if p is not None and isinstance(p.default, float) and given.type_ == given.Type.INTEGER:
         return type(given)(given.name, value=float(given.value))
     return given
