@@ -63,6 +63,7 @@ setup(
         # ros2 run omni_ros replay
         "replay": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4", "tqdm>=4.66,<5"],
         "demo": ["rosbags>=0.10,<1", "matplotlib>=3.8,<4"],
+        "wake_word": ["pymicro-wakeword>=2.5,<3"],
         # rclpy and messages from PyPI, Jazzy's versions: only for machines without a ROS installation
         "ros": [
             "ros-rclpy[fastrtps]==7.1.6",
@@ -98,6 +99,7 @@ setup(
             "torch==2.13.0",
             "transformers==5.23.0; python_version >= '3.11'",
             "transformers==5.20.2; python_version < '3.11'",
+            "pymicro-wakeword>=2.5,<3",
             "pytest>=7.4,<9",
             "ruff>=0.15,<1",
             "mypy>=1.18,<3",

@@ -23,7 +23,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage
-from std_msgs.msg import Int16MultiArray, MultiArrayDimension, String
+from std_msgs.msg import Bool, Int16MultiArray, MultiArrayDimension, String
 from std_srvs.srv import SetBool, Trigger
 
 from fuzz.mutate import TEXTS
@@ -48,6 +48,8 @@ class Client:
         subscribe(String, "state", lambda msg: setattr(self, "state", msg.data), LATCHED)
         subscribe(DiagnosticArray, "/diagnostics", self._diagnosed, 10)
         self.prompt = self.node.create_publisher(String, "prompt", 10)
+        self.programs = [self.node.create_publisher(String, topic, 10) for topic in ("say", "facts")]
+        self.button = self.node.create_publisher(Bool, "push_to_talk", 10)
         self.audio = self.node.create_publisher(Int16MultiArray, "audio", 100)
         self.camera = self.node.create_publisher(CompressedImage, "image_raw/compressed", 10)
         self.services = {
@@ -219,6 +221,17 @@ def long_text(client: Client, rng: random.Random) -> None:
     client.prompt.publish(String(data=rng.choice(("a ", "word ", "<|im_start|>", "\u00e4")) * (1 << rng.choice((12, 16, 18)))))
 
 
+def strange_programs(client: Client, rng: random.Random) -> None:
+    """What the robot is to say, and to know; and a button that nobody waits for."""
+    for _ in range(5):
+        for topic in client.programs:
+            topic.publish(String(data=rng.choice(TEXTS)[:20000].encode("utf-8", "replace").decode()))
+            topic.publish(String(data='{"' + rng.choice(TEXTS)[:300].encode("utf-8", "replace").decode()))
+        client.button.publish(Bool(data=rng.random() < 0.5))
+    time.sleep(rng.random())
+    client.call("cancel")
+
+
 def odd_sounds(client: Client, rng: random.Random) -> None:
     noise = np.random.default_rng(rng.randrange(2**32))
     client.audio.publish(sound(np.zeros(0, np.int16)))
@@ -300,6 +313,7 @@ ATTACKS: dict[str, Callable[[Client, random.Random], None]] = {
     for attack in (
         strange_texts,
         long_text,
+        strange_programs,
         odd_sounds,
         large_sounds,
         broken_pictures,

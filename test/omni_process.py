@@ -15,8 +15,8 @@ from dds_domain import own_domain
 # Read by rcl and rosidl: nothing outside this machine and this test session is heard or disturbed.
 os.environ.update(ROS_DOMAIN_ID=own_domain(), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_PYTHON_CHECK_FIELDS="1")
 
-import av  # noqa: E402
 import numpy as np  # noqa: E402
+import omni_sounds  # noqa: E402
 import pytest  # noqa: E402
 import rclpy  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
@@ -175,10 +175,7 @@ def picture(pixels: np.ndarray) -> Image:
 
 def question() -> np.ndarray:
     """int16 [n], 16 kHz: quiet, a spoken question, quiet."""
-    with av.open(ROOT / "demo" / "questions" / "is_there_a_yellow_triangle.flac") as file:
-        spoken = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
-    assert spoken.dtype == np.int16
-    pcm = np.concatenate([np.zeros(8000), spoken, np.zeros(16000)])
+    pcm = np.concatenate([np.zeros(8000), omni_sounds.question(), np.zeros(16000)])
     return (pcm + np.random.default_rng(0).normal(0, 30, pcm.size)).astype(np.int16)
 
 

@@ -93,15 +93,19 @@ class Oracle:
         repetition_penalty: float = 1.0,
         audio_output: bool = True,
         fps: float | None = None,
+        forced: list[int] | None = None,
     ) -> Reply:
-        """Thinker, Talker and CodePredictor take the most likely id at every step. transformers cannot speak a reply
-        of one token: that has no codes here."""
+        """Thinker, Talker and CodePredictor take the most likely id at every step; with `forced`, the Thinker writes these
+        tokens and ends. transformers cannot speak a reply of one token: that has no codes here."""
         inputs = self.inputs(messages, fps)
         thinker = {
             "thinker_max_new_tokens": max_generate_length,
             "thinker_do_sample": False,
             "thinker_eos_token_id": self.model.config.im_end_token_id,
         }
+        if forced is not None:
+            reply, prompt = [*forced, self.model.config.im_end_token_id], inputs["input_ids"].shape[1]
+            thinker["thinker_prefix_allowed_tokens_fn"] = lambda _, ids: [reply[len(ids) - prompt]]
         sequence = self.model.generate(**inputs, **thinker, return_audio=False)
         token_ids = getattr(sequence, "sequences", sequence)[0, inputs["input_ids"].shape[1] :].tolist()
         if not audio_output or len(token_ids) == 1:

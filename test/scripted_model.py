@@ -47,7 +47,7 @@ class ScriptedModel:
             raise fault
         number = self.number(request)
         self.requests.append(request)
-        answer = self.answers[number % len(self.answers)]
+        answer = request.say or self.answers[number % len(self.answers)]
         calls = [ToolCall(call, end != "") for call, end in CALL.findall(answer)] if request.tools is not None else []
         text = CALL.sub("", answer).strip()
         words = [word + " " for word in text.split()] or [""]

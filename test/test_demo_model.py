@@ -54,6 +54,19 @@ def test_follow_up_refers_to_the_answer_before(pipeline):
     assert ask(pipeline, messages)[0] == domain.answer_position(scene, "right")
 
 
+def test_an_answer_that_it_is_told_to_say_sounds_as_its_own(pipeline):
+    """And what it is told to say before anybody spoke is speech, too."""
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": PICTURES[0][1]}]}]
+    greedy = {"temperature": 0, "talker_temperature": 0}
+    *_, own = pipeline.generate(Request(messages, **greedy))
+    *_, told = pipeline.generate(Request(messages, say=own.text, **greedy))
+    assert told.text == own.text and own.reason == told.reason == told.audio_reason == "stop"
+    np.testing.assert_array_equal(told.codes, own.codes)
+    *_, alone = pipeline.generate(Request([{"role": "user", "content": ""}], say=own.text, **greedy))
+    words = len(own.text.split())
+    assert alone.audio_reason == "stop" and 0.1 * words < alone.codes.shape[1] * 0.08 < 1.0 * words + 1.5
+
+
 def test_tools_are_called_where_they_are_offered(pipeline):
     request = {"role": "user", "content": "Go to the left."}
     offer = tools_text(tools.TOOLS).removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")

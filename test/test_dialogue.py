@@ -75,6 +75,12 @@ class Recorder(Face):
     def user_speaking(self, speaking):
         self._note("user", speaking)
 
+    def transcript(self, text):
+        self._note("transcript", text)
+
+    def awake(self, awake):
+        self._note("awake", awake)
+
     def state(self, state):
         self._note("state", state)
 
@@ -97,13 +103,16 @@ class Recorder(Face):
 class World:
     """A dialogue with its surroundings."""
 
-    def __init__(self, answers: list[str] = ANSWERS, room: int = 10**9, frames_per_word: int = 4, **options) -> None:
+    def __init__(
+        self, answers: list[str] = ANSWERS, room: int = 10**9, frames_per_word: int = 4, ears=lambda e: e, **options
+    ) -> None:
         self.clock = options.pop("clock", None) or SimulatedClock()
         self.face = Recorder(self.clock)
         self.model = ScriptedModel(self.clock, answers, frames_per_word, room)
         options = {"history_turns": 100, **options}
         self.vad = Loudness()
-        self.dialogue = Dialogue(self.model, self.face, endpointer=Endpointer(self.vad), clock=self.clock, **options)
+        endpointer = ears(Endpointer(self.vad))
+        self.dialogue = Dialogue(self.model, self.face, endpointer=endpointer, clock=self.clock, **options)
         self.clock.sleep(0.01)
 
     def hear(self, seconds: float, level: float = 0.0) -> None:

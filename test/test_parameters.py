@@ -40,6 +40,6 @@ def test_generation_parameters_are_those_of_a_request():
     defaults = {f.name: f.default for f in fields(Request)}
     # ROS parameters have no null: empty and -1 stand for it. A robot is watched for runaway models, a test's weights are not.
     unset = {"speaker": None, "seed": None, "runaway_limit": 0}
-    assert set(defaults) == {p.name for p in GENERATION} | {"messages", "streaming", "special_tokens", "tools"}
+    assert set(defaults) == {p.name for p in GENERATION} | {"messages", "streaming", "special_tokens", "say", "tools"}
     for p in GENERATION:
         assert defaults[p.name] == unset.get(p.name, p.default), p.name

@@ -20,7 +20,12 @@ def allowed(node: str, kind: str, what: str) -> set[str]:
     return {name.replace("~", f"/{node}") if name[0] in "~/" else f"/{name}" for name in names}
 
 
-OPTIONAL = {"/clock", "/audio_info", "/image_raw/compressed"}  # of simulated time, of a message package, of a parameter
+OPTIONAL = {
+    "/clock",
+    "/audio_info",
+    "/image_raw/compressed",
+    "/points",
+}  # of simulated time, of a message package, of a parameter
 
 
 def test_the_policy_of_the_node_is_what_the_node_uses(omni):
@@ -40,12 +45,13 @@ def test_the_policy_of_the_node_is_what_the_node_uses(omni):
 def test_people_may_talk_and_stop_and_nothing_else():
     assert allowed("people", "service", "request") == {"/omni/cancel", "/omni/reset"}
     system = {"/parameter_events", "/rosout"}
-    assert allowed("people", "topic", "publish") - system == allowed("omni", "topic", "subscribe") - {"/clock"}
+    people, robot = (allowed(who, "topic", "publish") - system for who in ("people", "robot"))
+    assert people | robot == allowed("omni", "topic", "subscribe") - {"/clock"} and not people & robot
     assert not allowed("operator", "topic", "publish") - system
 
 
 def test_the_policies_ask_for_nothing_that_the_node_does_not_offer():
-    for who in ("people", "operator"):
+    for who in ("people", "robot", "operator"):
         assert allowed(who, "service", "request") <= allowed("omni", "service", "reply")
 
 

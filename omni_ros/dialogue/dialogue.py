@@ -9,7 +9,6 @@ dialogue.join()
 """
 
 import atexit
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,18 +20,20 @@ from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.listener import Listener, Pcm
+from omni_ros.dialogue.perception import Perception
+from omni_ros.dialogue.say import say_turn
+from omni_ros.dialogue.sight import Frame, Picture, Sight
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import Tool, ToolReport, Tools
 from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn
+from omni_ros.dialogue.turn_start import AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
 from omni_ros.errors import InputError
 
 # A loudspeaker and its driver are late: the robot is heard for a little longer than the pacer's clock says.
 ECHO_TAIL = 0.2  # seconds
 AT_EXIT = 2.0  # seconds that the model is given when a program ends without close()
-
-Picture = np.ndarray  # uint8 RGB [H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,17 @@ class Settings:
 
     system_prompt: str = ""
     preempt: bool = True  # a new turn stops the answer in progress, a spoken one while it is said
+    say_preempts: bool = False  # what the robot is told to say stops what it is saying; False: it waits for its turn
     barge_in_seconds: float = 0.6  # of voice from which it does; shorter words into an answer are back-channels
     eager: bool = True  # begin to answer at the first pause, in case that the user has finished
     mute_while_speaking: bool = False  # the microphone is not listened to meanwhile
+    transcript: bool = False  # what the user said is written down, when there is time for it
     use_camera: bool = True  # a picture goes with each turn: the newest when the user begins to speak, or has typed
     image_max_age: float = 1.0  # seconds since its arrival by then
     image_max_pixels: int = 307200
+    video_frames: int = 0  # so many of the last go with each turn as a video instead
+    video_fps: float = 2.0  # of them per second, at most
+    facts_max_age: float = 10.0  # seconds since its arrival after which a fact is not told
     generation: dict[str, Any] = field(default_factory=dict)  # arguments of Request
 
 
@@ -59,6 +65,9 @@ class Face:
 
     def response(self, text: str) -> None:
         """The whole answer, once it is written."""
+
+    def transcript(self, text: str) -> None:
+        """What the user said in the last spoken turn, some time after its answer, if no new turn came first."""
 
     def response_json(self, text: str) -> None:
         """The whole answer as JSON that fits the dialogue's response schema."""
@@ -81,6 +90,9 @@ class Face:
     def user_speaking(self, speaking: bool) -> None:
         """The user begins to speak, or has ended."""
 
+    def awake(self, awake: bool) -> None:
+        """The wake word was said, or the time to speak after it is over."""
+
     def state(self, state: str) -> None:
         """It has become idle | listening | thinking | speaking | error | disabled."""
 
@@ -88,7 +100,7 @@ class Face:
         """An answer was made, or failed."""
 
     def bad_input(self, source: str, error: InputError) -> None:
-        """Sound, a picture or an answer cannot be used and is passed over; `source` is audio, camera or response_json."""
+        """Something cannot be used and is passed over; `source` is audio, camera, facts or response_json."""
 
     def sound_stopped(self, seconds: float, dropped: bool) -> None:
         """The microphone fell silent inside an utterance, which was closed there, or dropped."""
@@ -108,7 +120,7 @@ class Dialogue:
         conversation,
         face: Face,
         *,
-        endpointer: Endpointer | None = None,
+        endpointer: Ears | None = None,
         settings: Settings = Settings(),  # noqa: B008 - immutable
         history_turns: int = 2,
         speech_chunk: float = 0.06,  # seconds
@@ -128,7 +140,8 @@ class Dialogue:
         self._last_failed = False
         self._state = ""
         self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
-        self._picture: tuple[Callable[[], Picture], float] | None = None  # and when it arrived
+        self.perception = Perception(clock)
+        self._sight = Sight()
         self._seen: Look | None = None  # when the user began to speak
         self._pacer = SpeechPacer(
             face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
@@ -142,14 +155,21 @@ class Dialogue:
             system_prompt=self._system_prompt,
             options=lambda: self.settings.generation,
             tools=self._tools,
+            transcribes=lambda: self.settings.transcript,
             on_text=face.text,
             on_response=self._on_response,
+            on_transcript=face.transcript,
             on_outcome=self._on_outcome,
             on_change=self._tell_state,
             on_failure=face.failed,
             clock=clock,
         )
         self._barge_in = BargeIn(self._pacer, lambda: self._worker.answer, self._worker.interrupt, clock)
+        self._button_up = isinstance(endpointer, PushToTalk)
+        self._has_button = self._button_up
+        if isinstance(endpointer, AfterWakeWord):
+            endpointer.busy = lambda: self._worker.thinking or self._pacer.speaking
+            endpointer.on_awake = face.awake
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
             on_start=self._on_speech_start,
@@ -175,19 +195,42 @@ class Dialogue:
         from `size` bytes."""
         if self._enabled:
             echo = self._pacer.speaking or self._clock.now() - self._pacer.silent_since < ECHO_TAIL
-            muted = echo and self.settings.mute_while_speaking
+            muted = self._button_up if self._has_button else echo and self.settings.mute_while_speaking
             size = size if callable(pcm) else pcm.nbytes
             self._listener.hear(pcm if callable(pcm) else lambda: pcm, size, muted)
 
-    def see(self, picture: Picture | Callable[[], Picture]) -> None:
-        """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it."""
-        self._picture = (picture if callable(picture) else lambda: picture), self._clock.now()
+    def push_to_talk(self, held: bool) -> None:
+        """The button is held, or up. InputError when no button begins a turn."""
+        if not self._has_button:
+            raise InputError("turn_start is not push_to_talk: nobody waits for a button")
+        pressed, self._button_up = held and self._button_up, not held
+        if pressed and self._enabled and self.settings.preempt:
+            self._worker.interrupt()
+        if not held:  # in the order of the sound: no more of it may come
+            self._listener.hear(lambda: np.zeros(1, np.float32), 0, True)
+
+    def see(self, picture: Picture | Callable[[], Picture], size: int = 0) -> None:
+        """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it, from `size`
+        bytes."""
+        decode, size = (picture, size) if callable(picture) else (lambda: picture, picture.nbytes)
+        self._sight.see(Frame(decode, size, self._clock.now()), self.settings.video_frames, self.settings.video_fps)
+
+    def perceive(self, facts: str) -> None:
+        """What sensors and programs know, for the turns to come: see Perception.tell. InputError when it cannot be used."""
+        self.perception.tell(facts)
 
     def ask(self, text: str) -> None:
         """A typed turn. InputError when there is nothing in it."""
         if not text.strip():
             raise InputError("the text is empty")
         self._submit(self._turn({"type": "text", "text": text}, self._look()))
+
+    def say(self, text: str) -> None:
+        """Words to speak as they are. They are remembered as the robot's own, and stop as an answer does when the user speaks.
+        InputError when there is nothing in it, or too much."""
+        if self._enabled:
+            self._worker.say(say_turn(text, self._clock.now()), preempt=self.settings.say_preempts)
+            self._tell_state()
 
     # ---- control ------------------------------------------------------------------------------------------------
 
@@ -217,12 +260,13 @@ class Dialogue:
         self._listener.reset()
         self._barge_in.forget()
         self._worker.withdraw()
+        self._worker.hold_says(False)
         self._forget_spoken()
         self._tell_state()
 
     def forget_picture(self) -> None:
         """As when the camera goes."""
-        self._picture = None
+        self._sight.forget()
 
     def join(self) -> None:
         """Until every turn was answered and its speech was heard."""
@@ -252,13 +296,13 @@ class Dialogue:
 
     def facts(self) -> dict[str, object]:
         """For a diagnostic: what waits where."""
-        age = self._clock.now() - self._picture[1] if self._picture is not None else float("inf")
         return {
             "vad": self._listener.vad_name,
             "waiting turns": self._worker.waiting,
             "speech backlog s": self._pacer.backlog,
             "speech gaps": self._pacer.gaps,
-            "picture age s": age,
+            "picture age s": self._sight.age(self._clock.now()),
+            "facts known": len(self.perception),
             "answer remembered": self.history.last_answer,
             "back-channels": self._barge_in.back_channels,
             "tools": ", ".join(tool["function"]["name"] for tool in self._tools.offer) or "none",
@@ -268,6 +312,7 @@ class Dialogue:
 
     def _on_speech_start(self) -> None:
         self._face.user_speaking(True)
+        self._worker.hold_says(True)
         if self.settings.preempt:
             self._barge_in.begins()
         self._worker.prepare(self._glance(), None)
@@ -289,13 +334,15 @@ class Dialogue:
         self._worker.prepare(self._glance(), {"type": "audio", "audio": pcm, "unfinished": True})
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
-        self._face.user_speaking(False)
-        is_turn = self._barge_in.ends(pcm is not None)
-        if not (is_turn and self._worker.confirm(pcm)):
-            self._worker.withdraw()
-            if is_turn and pcm is not None:
+        try:
+            self._face.user_speaking(False)
+            is_turn = self._barge_in.ends(pcm is not None)
+            if is_turn and pcm is not None and not self._worker.confirm(pcm):
                 self._submit(self._turn({"type": "audio", "audio": pcm}, self._glance()))
-        self._forget_spoken()
+        finally:  # whatever was raised above must not leave the worker waiting for the end of a turn
+            self._worker.withdraw()
+            self._forget_spoken()
+            self._worker.hold_says(False)
         self._tell_state()
 
     def _submit(self, turn: UserTurn) -> None:
@@ -305,9 +352,13 @@ class Dialogue:
             self._tell_state()
 
     def _turn(self, said: Part, picture: Look | None) -> UserTurn:
-        now = self._clock.now()
+        settings, now = self.settings, self._clock.now()
         spoken_until = now - self._listener.silence if said["type"] == "audio" else None
-        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until)
+
+        def context() -> Part | None:
+            return self.perception.part(settings.facts_max_age, lambda error: self._face.bad_input("facts", error))
+
+        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until, context=context)
 
     def _glance(self) -> Look | None:
         """What the camera showed when the user began to speak; if that was nothing, what it shows now."""
@@ -321,19 +372,16 @@ class Dialogue:
     def _look(self) -> Look | None:
         """What the camera shows now; None without a picture that is young enough."""
         settings = self.settings
-        decode, arrived = self._picture or (None, 0.0)
-        if decode is None or not settings.use_camera or self._clock.now() - arrived > settings.image_max_age:
+        if not settings.use_camera:
             return None
-
-        @functools.cache  # a conversation knows a picture by its being the same array
-        def look() -> Part | None:
-            try:
-                return {"type": "image", "image": decode(), "max_pixels": settings.image_max_pixels}
-            except InputError as error:  # the words are worth an answer alone
-                self._face.bad_input("camera", error)
-                return None
-
-        return look
+        return self._sight.look(
+            self._clock.now(),
+            max_age=settings.image_max_age,
+            max_pixels=settings.image_max_pixels,
+            frames=settings.video_frames,
+            fps=settings.video_fps,
+            on_bad=lambda error: self._face.bad_input("camera", error),
+        )
 
     def _on_speaking(self, speaking: bool) -> None:
         self._face.speaking(speaking)

@@ -193,6 +193,10 @@ class Endpointer:
         self._rest = samples[whole:]
         return [event for frame in samples[:whole].reshape(-1, FRAME) for event in self._judge(frame, self._vad(frame))]
 
+    def prime(self, pcm: np.ndarray) -> None:
+        """Take float32 [n] that is no speech by itself, but may be the beginning of some that follows."""
+        self._recent.extend(pcm[: pcm.size // FRAME * FRAME].astype(np.float32).reshape(-1, FRAME))
+
     def skip(self, samples: int) -> list[SpeechEvent]:
         """Pass over sound that must not be listened to: an utterance in progress ends after as much of it as after silence.
 

@@ -9,7 +9,6 @@ from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.endpoint import (
     FRAME,
     SAMPLE_RATE,
-    Endpointer,
     SpeechEnd,
     SpeechEvent,
     SpeechGoesOn,
@@ -17,6 +16,7 @@ from omni_ros.dialogue.endpoint import (
     SpeechSoFar,
     SpeechStart,
 )
+from omni_ros.dialogue.turn_start import Ears
 from omni_ros.errors import InputError
 
 MOST_WAITING = 64 << 20  # bytes of sound that may wait to be listened to: half an hour of a microphone
@@ -32,7 +32,7 @@ class Listener:
 
     def __init__(
         self,
-        endpointer: Endpointer,
+        endpointer: Ears,
         *,
         on_start: Callable[[], None],
         on_voice: Callable[[float], None],  # inside an utterance, with every frame: its seconds of voice so far

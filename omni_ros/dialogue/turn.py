@@ -15,9 +15,11 @@ Look = Callable[[], Part | None]  # decodes what was seen to an image part; None
 class UserTurn:
     """One user turn. `picture` is called on the worker's thread: decoding is too slow for whoever brings the turn."""
 
-    said: Part  # a text or audio part
+    said: Part | None  # a text or audio part; None of a turn that nobody asked for
     picture: Look | None
     closed_at: float  # when the user had finished
+    context: Callable[[], Part | None] = lambda: None  # makes a text part of what the robot knows, as late as `picture`
+    say: str = ""  # what the robot is to speak, word for word; the model then writes nothing
     opened_at: float | None = None  # when its answer was begun, if that was before
     response: int = 0
     cancelled: bool = False

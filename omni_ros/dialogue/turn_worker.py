@@ -1,7 +1,7 @@
 """Answers turns on its own thread, one at a time, so that whoever hears or reads them only hands them over."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,10 @@ from omni_ros.dialogue.clock import Clock, keep_running
 from omni_ros.dialogue.heard import TOKENS_PER_SECOND, Answer
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.latency import Latency
+from omni_ros.dialogue.say import SayQueue, say_request
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.tools import Tools, ToolTurn
+from omni_ros.dialogue.transcript import transcript_request
 from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn, content, describe
 from omni_ros.errors import PromptTooLongError, RunawayError
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
@@ -59,9 +61,11 @@ class TurnWorker:
         *,
         system_prompt: Callable[[], str],
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
+        transcribes: Callable[[], bool],  # whether on_transcript wants to know
         tools: Tools,
         on_text: Callable[[str], None],
         on_response: Callable[[str, str], None],  # the whole text, once it is written, and why it ended
+        on_transcript: Callable[[str], None],  # the user's words, some time after the answer
         on_outcome: Callable[[Outcome], None],  # before the speech was heard to its end
         on_change: Callable[[], None],  # a turn began or ended
         on_failure: Callable[[Exception], None],
@@ -72,6 +76,8 @@ class TurnWorker:
         self._history = history
         self._system_prompt = system_prompt
         self._options = options
+        self._transcribes = transcribes
+        self._on_transcript = on_transcript
         self._tools = tools
         self._on_text = on_text
         self._on_response = on_response
@@ -82,6 +88,7 @@ class TurnWorker:
         # Guards all below and the history. The conversation's cancel() is called inside it, to hit no turn but its own.
         self._changed = clock.condition()
         self._waiting: UserTurn | None = None
+        self._says = SayQueue()
         self._skipped: list[UserTurn] = []  # turns that were spoken over before their answer began: the history gets them
         self._current: UserTurn | None = None
         self._responses = 0
@@ -90,6 +97,8 @@ class TurnWorker:
         self._unfed = True  # there is more to feed to the conversation than when it was last fed
         self._forgotten = False  # the conversation's rows are of no more use
         self._feeding = False
+        self._untold = False  # the words of the last turn were not written down yet
+        self._transcribing = False
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
     @property
@@ -103,9 +112,13 @@ class TurnWorker:
         return any(not turn.open and not turn.answered for turn in self._turns())
 
     @property
+    def _has_turn(self) -> bool:
+        return self._waiting is not None or self._says.ready
+
+    @property
     def waiting(self) -> int:
         waiting = self._waiting
-        return int(waiting is not None and not waiting.open)
+        return int(waiting is not None and not waiting.open) + len(self._says)
 
     def _turns(self) -> list[UserTurn]:
         """Read without the lock, which may be held by who waits for the reader's, and in the order that turns go through."""
@@ -124,12 +137,34 @@ class TurnWorker:
         if dropped is not None:
             self._on_outcome(Outcome("dropped"))
 
+    def say(self, turn: UserTurn, *, preempt: bool) -> None:
+        """Speak a text (see say.py) when no user waits or speaks; `preempt`: at once, in place of all that is or would be said.
+        Raises InputError when too many wait."""
+        with self._changed:
+            self._says.add(turn, urgent=preempt)
+            if preempt:
+                self._cancel_current()
+            self._says_may_begin()
+
+    def hold_says(self, held: bool) -> None:
+        """The user speaks: say nothing meanwhile that can wait."""
+        with self._changed:
+            self._says.held = held
+            self._says_may_begin()
+
+    def _says_may_begin(self) -> None:
+        if self._says.ready:
+            self._stop_feeding()
+            self._changed.notify_all()
+
     def prepare(self, picture: Look | None, said: Part | None) -> None:
         """Compute what is known of the turn that the user is speaking, once no answer is in progress. Neither: no turn."""
         with self._changed:
             self._spoken = picture, said
             if picture or said:
                 self._unfed = True
+                if self._transcribing:  # the user who speaks goes first
+                    self._conversation.cancel()
                 self._changed.notify_all()
 
     def interrupt(self) -> None:
@@ -146,11 +181,13 @@ class TurnWorker:
         with self._changed:
             self._tools.forget()
             closed = [turn for turn in self._turns() if not turn.open]
+            stopped = bool(closed) or len(self._says) > 0
+            self._says.clear()
             if self._waiting in closed:
                 self._waiting = None
             if self._current in closed:
                 self._cancel_current()
-            return bool(closed)
+            return stopped
 
     def forget(self) -> None:
         """Stop, and forget the conversation."""
@@ -160,6 +197,7 @@ class TurnWorker:
             self._history.clear()
             self._skipped.clear()
             self._forgotten = self._unfed = True
+            self._untold = False
             if self._current is not None:
                 self._current.forgotten = True
             self._stop_feeding()
@@ -168,7 +206,7 @@ class TurnWorker:
     def join(self) -> None:
         """Until no turn waits and none is in progress."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and self._current is None)
+            self._changed.wait_for(lambda: not self._has_turn and self._current is None)
 
     def close(self, timeout: float) -> bool:
         """Stop for good; False when the turn in progress did not reach its next decode step in time."""
@@ -197,7 +235,7 @@ class TurnWorker:
         """The turn of this sound is closed: from now on it is like any other; False when it is not being answered."""
         with self._changed:
             turn = self._open_turn()
-            if turn is None or turn.said.get("audio") is not pcm:
+            if turn is None or (turn.said or {}).get("audio") is not pcm:
                 return False
             turn.open = False
             turn.opened_at, turn.closed_at = turn.closed_at, self._clock.now()
@@ -240,12 +278,14 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._unfed or self._closed)
+            self._changed.wait_for(lambda: self._has_turn or self._unfed or self._closed)
             if self._closed:
                 return False
-            turn, self._waiting = self._waiting, None
+            turn = self._says.take(user_waits=self._waiting is not None)
+            if turn is None:
+                turn, self._waiting = self._waiting, None
             for skipped in self._skipped:
-                self._history.add_interrupted([skipped.said], "")
+                self._history.add_interrupted([skipped.said] if skipped.said else [], "")
                 self._tools.forget()  # it was not the very next turn's yes
             self._skipped.clear()
             forgotten, self._forgotten = self._forgotten, False
@@ -258,7 +298,10 @@ class TurnWorker:
         if forgotten:
             self._conversation.reset()
         if turn is None:
-            self._feed(*spoken)
+            try:
+                self._transcribe(wanted=not any(spoken))
+            finally:
+                self._feed(*spoken)
         else:
             self._take(turn)
         return True
@@ -268,6 +311,25 @@ class TurnWorker:
         self._responses += 1
         turn.response = self._responses
         self._speech.begin(turn.response)
+
+    def _transcribe(self, wanted: bool) -> None:
+        """Write down what the user said, unless a new turn begins or comes: that cancels it as it cancels a feed."""
+        untold, self._untold = self._untold, False
+        if not (untold and wanted and self._transcribes()):
+            return
+        with self._changed:
+            request = transcript_request(self._history.messages(self._system_prompt()), self._tools.offer)
+            if request is None or self._has_turn:
+                return
+            events, self._transcribing = self._conversation.generate(request), True
+        try:
+            with closing(events), suppress(PromptTooLongError):  # there is room for the history, but for no question more
+                for event in events:
+                    if isinstance(event, Finished) and event.reason != "cancelled" and event.text.strip():
+                        self._on_transcript(event.text.strip())
+        finally:
+            with self._changed:
+                self._transcribing = False
 
     def _feed(self, picture: Look | None, said: Part | None) -> None:
         """Compute ahead what the next turn will begin with, in a history as short as it will be; nobody waits for it then."""
@@ -280,7 +342,7 @@ class TurnWorker:
                 if not messages and self._tools.offer:  # they stand ahead of everything
                     messages = [{"role": "user", "content": ""}]
                 try:
-                    if messages:
+                    if messages and not self._has_turn:  # a cancel() from here on is the conversation's to hear
                         self._conversation.feed(messages, special_tokens=False, tools=self._tools.offer)
                     return
                 except PromptTooLongError:
@@ -329,11 +391,12 @@ class TurnWorker:
                 self._history.add(content, answer.text[len(tools.said) :].lstrip() if tools.said else answer.text, tools.steps)
             self._tools.turn_over(tools, heard=not stopped)
             self._unfed = True
+            self._untold = turn.said is not None and turn.said["type"] == "audio"
 
     def _answer(self, turn: UserTurn, progress: _Progress) -> Outcome:
         answer = progress.answer
         try:
-            progress.content = content(turn.picture, turn.said)
+            progress.content = [*content(turn.picture, turn.said), *filter(None, [turn.context()])]
             finished = self._generate(turn, progress)
         except Exception as error:  # noqa: BLE001 - a defect must cost this turn, not the robot's voice
             self._speech.cancel()
@@ -394,7 +457,8 @@ class TurnWorker:
                 remembered = len(self._history)
                 messages = self._history.messages(self._system_prompt(), progress.content, skip=dropped) + progress.tools.steps
             # what people say and type is data: no word of theirs is a command to the chat template
-            request = Request(messages, special_tokens=False, tools=self._tools.offer, **self._options())
+            options = {"tools": self._tools.offer, **self._options()}
+            request = say_request(turn.say, messages, options) if turn.say else Request(messages, special_tokens=False, **options)
             progress.answer.spoken = request.audio_output
             progress.began = self._clock.now()
             try:
@@ -428,12 +492,13 @@ class TurnWorker:
                     progress.first_text = since if progress.first_text is None else progress.first_text
                     text = progress.text(event.text)
                     progress.answer.pieces.append((text, len(event.token_ids)))
-                    self._on_text(text)
+                    if not turn.say:
+                        self._on_text(text)
                 elif isinstance(event, ToolCall):
                     progress.calls.append(event)
                 elif isinstance(event, TextFinished):
                     progress.ended = event.reason
-                    if not progress.calls:
+                    if not (progress.calls or turn.say):
                         self._on_response(progress.answer.text, event.reason)
                 elif isinstance(event, AudioChunk) and event.pcm.size:
                     progress.first_audio = since if progress.first_audio is None else progress.first_audio

@@ -6,32 +6,43 @@ import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from omni_ros.errors import InputError
 from omni_ros.nodes import messages
+from omni_ros.nodes.point_cloud import check_cloud, cloud_to_rgb, distances
 
 # Best effort matches every publisher; depth 1 keeps no stale picture.
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
+# Parameter image_transport -> message type, topic, whether a message can be used (cheap), the picture in it.
+TRANSPORTS: dict[str, tuple[type, str, Callable, Callable]] = {
+    "raw": (Image, "image_raw", messages.check_image, messages.image_to_rgb),
+    "compressed": (CompressedImage, "image_raw/compressed", messages.check_compressed, messages.compressed_to_rgb),
+    "points": (PointCloud2, "points", check_cloud, cloud_to_rgb),
+}
+
+
 class Camera:
-    """Subscribes `image_raw` or `image_raw/compressed` from construction to `close`."""
+    """Subscribes one topic of TRANSPORTS from construction to `close`."""
 
     def __init__(
         self,
         node: LifecycleNode,
         *,
         transport: str,
-        see: Callable[[Callable[[], np.ndarray]], None],  # Dialogue.see: decodes to uint8 RGB [H, W, 3], if ever
+        see: Callable[[Callable[[], np.ndarray], int], None],  # Dialogue.see: decodes to uint8 RGB [H, W, 3], if ever
+        measure: Callable[[Callable[[], str]], None],  # takes the distances of what is seen, in words, if ever asked
         on_bad: Callable[[str], None],
     ) -> None:
-        if transport not in ("raw", "compressed"):
-            raise InputError(f"image_transport is {messages.shown(transport)}, but must be raw or compressed")
+        if transport not in TRANSPORTS:
+            raise InputError(f"image_transport is {messages.shown(transport)}, but must be one of {', '.join(TRANSPORTS)}")
         self._node = node
         self._see = see
+        self._measure = measure
         self._on_bad = on_bad
-        kind, topic = (Image, "image_raw") if transport == "raw" else (CompressedImage, "image_raw/compressed")
+        kind, topic, self._check, self._decode = TRANSPORTS[transport]
         options = QoSOverridingOptions.with_default_policies()
         create = node.create_subscription
         self._subscription = create(kind, topic, self._receive, NEWEST, qos_overriding_options=options)
@@ -39,11 +50,12 @@ class Camera:
     def close(self) -> None:
         self._node.destroy_subscription(self._subscription)
 
-    def _receive(self, msg: Image | CompressedImage) -> None:
-        raw = isinstance(msg, Image)
+    def _receive(self, msg: Image | CompressedImage | PointCloud2) -> None:
         try:
-            messages.check_image(msg) if raw else messages.check_compressed(msg)
+            self._check(msg)
         except InputError as error:
             self._on_bad(str(error))
         else:
-            self._see(lambda: messages.image_to_rgb(msg) if raw else messages.compressed_to_rgb(msg))
+            self._see(lambda: self._decode(msg), messages.array_bytes(msg))
+            if isinstance(msg, PointCloud2):
+                self._measure(lambda: distances(msg))

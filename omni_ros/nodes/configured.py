@@ -16,6 +16,8 @@ from omni_ros.dialogue.dialogue import Dialogue, Face
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import Tool
+from omni_ros.dialogue.turn_start import TURN_STARTS, AfterWakeWord, Ears, PushToTalk
+from omni_ros.dialogue.wake_word import WakeWord
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
 from omni_ros.nodes.messages import shown
@@ -63,6 +65,14 @@ class Configured:
             pre_roll_seconds=value("pre_roll"),
             max_seconds=value("max_turn"),
         )
+        ears: Ears = endpointer
+        if (turn_start := value("turn_start")) not in TURN_STARTS:
+            raise InputError(f"parameter turn_start is {shown(turn_start)}, but must be one of {', '.join(TURN_STARTS)}")
+        if turn_start == "push_to_talk":
+            ears = PushToTalk(endpointer, max_seconds=value("max_turn"))
+        elif turn_start == "wake_word":
+            word, window = WakeWord(value("wake_word")), value("wake_word_window")
+            ears = AfterWakeWord(endpointer, word, window=window, follow_up=value("follow_up_window"))
         self.vad_problem = ""
         if value("vad") == "auto" and endpointer.vad_name != "silero":
             self.vad_problem = (
@@ -91,7 +101,7 @@ class Configured:
         self.dialogue = Dialogue(
             around(conversation),
             face,
-            endpointer=endpointer,
+            endpointer=ears,
             settings=parameters.settings(node),
             history_turns=value("history_turns"),
             speech_chunk=value("speech_chunk"),

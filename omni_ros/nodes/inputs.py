@@ -1,10 +1,11 @@
 """What `activate` makes and `deactivate` takes away: the subscriptions that feed a dialogue."""
 
 import functools
+from collections.abc import Callable
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 
 from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.errors import InputError
@@ -14,17 +15,20 @@ from omni_ros.nodes.outputs import Outputs
 
 
 class Inputs:
-    """Camera, microphone and prompts, from construction to `close`."""
+    """Camera, microphone and texts, from construction to `close`."""
 
     def __init__(self, node: LifecycleNode, dialogue: Dialogue, outputs: Outputs) -> None:
         def value(name: str):
             return node.get_parameter(name).value
 
-        def ask(msg: String) -> None:
-            try:
-                dialogue.ask(msg.data)
-            except InputError as error:
-                outputs.bad("prompt", str(error))
+        def taker(topic: str, take: Callable) -> Callable[[String | Bool], None]:
+            def receive(msg: String | Bool) -> None:
+                try:
+                    take(msg.data)
+                except InputError as error:
+                    outputs.bad(topic, str(error))
+
+            return receive
 
         self._node = node
         self._dialogue = dialogue
@@ -32,6 +36,7 @@ class Inputs:
             node,
             transport=value("image_transport"),
             see=dialogue.see,
+            measure=functools.partial(dialogue.perception.put, "distance of what I see"),
             on_bad=functools.partial(outputs.bad, "camera"),
         )
         try:
@@ -47,11 +52,21 @@ class Inputs:
             self.camera.close()
             raise
         options = QoSOverridingOptions.with_default_policies()
-        self._prompt = node.create_subscription(String, "prompt", ask, 10, qos_overriding_options=options)
+        self._subscriptions = [
+            node.create_subscription(kind, topic, taker(topic, take), 10, qos_overriding_options=options)
+            for topic, kind, take in (
+                ("prompt", String, dialogue.ask),
+                ("say", String, dialogue.say),
+                ("facts", String, dialogue.perceive),
+                ("push_to_talk", Bool, dialogue.push_to_talk),
+            )
+        ]
 
     def close(self) -> None:
         self.camera.close()
         self.audio.close()
-        self._node.destroy_subscription(self._prompt)
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
         self._dialogue.stop_listening()
         self._dialogue.forget_picture()
+        self._dialogue.perception.clear()

@@ -15,6 +15,7 @@ from omni_ros.dialogue.turn import Outcome, describe
 from omni_ros.errors import InputError
 from omni_ros.nodes import messages
 from omni_ros.nodes.diagnostics import CUT_SHORT, LONGEST, Health, in_words, latency_status
+from omni_ros.nodes.live_speech import live_speech
 from omni_ros.nodes.messages import shown
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -32,10 +33,13 @@ class Outputs(Face):
         self._response_stream = publisher(String, "response_stream", STREAM, answers)
         self._response = publisher(String, "response", QoSProfile(depth=10), answers)
         self._response_json = publisher(String, "response_json", QoSProfile(depth=10), answers)
+        self._transcript = publisher(String, "transcript", QoSProfile(depth=10), answers)
+        self._live_speech = live_speech(node)
         self._speech_audio = publisher(Int16MultiArray, "speech/audio", STREAM, answers)
         self._speech_gain = publisher(Float32, "speech_gain", LATCHED)
         self._speaking = publisher(Bool, "speaking", LATCHED)
         self._user_speaking = publisher(Bool, "user_speaking", LATCHED)
+        self._awake = publisher(Bool, "awake", LATCHED)
         self._state = publisher(String, "state", LATCHED)
         self._latency = publisher(DiagnosticArray, "latency", QoSProfile(depth=10), answers)
         self._log = node.get_logger()
@@ -69,6 +73,10 @@ class Outputs(Face):
     def response(self, text: str) -> None:
         self._response.publish(String(data=text))
 
+    def transcript(self, text: str) -> None:
+        self._transcript.publish(String(data=text))
+        self._live_speech(text)
+
     def response_json(self, text: str) -> None:
         self._response_json.publish(String(data=text))
 
@@ -92,6 +100,9 @@ class Outputs(Face):
 
     def user_speaking(self, speaking: bool) -> None:
         self._user_speaking.publish(Bool(data=speaking))
+
+    def awake(self, awake: bool) -> None:
+        self._awake.publish(Bool(data=awake))
 
     def state(self, state: str) -> None:
         with self._lock:

@@ -17,8 +17,10 @@ YAML_HEAD = """\
 # changed at any time and count from the next turn on. Whole numbers will do for decimal ones.
 #
 # Topics are relative and can be remapped, e.g. `-r image_raw:=/camera/color/image_raw`:
-#   subscribed  image_raw (or image_raw/compressed, remapped under that name), audio, audio_info, prompt
-#   published   response_stream, response, response_json, speech/audio, speech_gain, speaking, user_speaking, state, latency
+#   subscribed  image_raw (or image_raw/compressed, remapped under that name, or points), audio, audio_info, prompt, say,
+#               facts, push_to_talk
+#   published   response_stream, response, response_json, transcript, speech/audio, speech_gain, speaking, user_speaking,
+#               awake, state, latency
 #   services    ~/cancel, ~/reset, ~/enable
 # speech/audio is std_msgs/Int16MultiArray: signed 16 bit, mono, 24 kHz.
 

@@ -37,6 +37,8 @@ def _fixed(name: str, default: Any, description: str, low=None, high=None, const
 
 
 VERIFY = "full: every byte before the first answer; sizes: no byte; auto: every byte, behind the running node if that is slow"
+TRANSPORTS = "raw: image_raw; compressed: image_raw/compressed; points: points, a coloured organised PointCloud2"
+WAKE_WORDS = "okay_nabu, hey_jarvis, hey_mycroft, alexa, or a model's .json file"
 NODE = {
     "engines": (
         _fixed("engine_dir", "", "folder that offline.build_engines made; ~ is the home folder", constraint="required"),
@@ -46,9 +48,11 @@ NODE = {
         Parameter("lock_parameters", False, "refuse every later change of a parameter, of this one too, until the node ends"),
     ),
     "camera": (
-        _fixed("image_transport", "raw", "camera topic", constraint="raw: image_raw, compressed: image_raw/compressed"),
+        _fixed("image_transport", "raw", "camera topic", constraint=TRANSPORTS),
         Parameter("use_camera", True, "attach a picture to each turn: the newest when the user begins to speak, or has typed"),
         Parameter("image_max_age", 1.0, "seconds since its arrival after which a picture is not attached", 0.0, 3600.0),
+        Parameter("video_frames", 0, "attach the last so many frames as a video instead; 0: one picture", 0, 64),
+        Parameter("video_fps", 2.0, "frames of it per second, if the camera sends as many", 0.1, 60.0),
         Parameter("image_max_pixels", 307200, "larger pictures are shrunk; 1024 pixels cost one token", 1024, 16777216),
     ),
     "microphone": (
@@ -59,6 +63,10 @@ NODE = {
         _fixed("audio_timeout_drops", False, "it is then dropped, instead of answering what was heard of it"),
     ),
     "turn taking": (
+        _fixed("turn_start", "voice", "what begins a spoken turn", constraint="voice, push_to_talk (a topic), wake_word"),
+        _fixed("wake_word", "okay_nabu", "for turn_start: wake_word, package pymicro-wakeword", constraint=WAKE_WORDS),
+        _fixed("wake_word_window", 8.0, "seconds after the wake word in which a turn may begin", 1.0, 600.0),
+        _fixed("follow_up_window", 8.0, "seconds after an answer in which a turn may begin without the wake word", 0.0, 600.0),
         _fixed("vad", "auto", "voice activity detector", constraint="energy, silero, or auto: silero if it is installed"),
         _fixed("vad_threshold", 0.5, "voice probability that counts as speech", 0.05, 0.95),
         _fixed("speech_start", 0.128, "seconds of voice that begin a turn; a click is shorter", 0.032, 1.0),
@@ -69,11 +77,14 @@ NODE = {
         _fixed("max_turn", 30.0, "seconds after which a turn is closed although the user still speaks", 1.0, 300.0),
         Parameter("mute_while_speaking", False, "ignore the microphone meanwhile: for robots that hear themselves"),
         Parameter("preempt", True, "speech and prompts of the user stop the answer in progress; false: the newest waits"),
+        Parameter("say_preempts", False, "so do texts on topic say; false: they wait until nobody speaks"),
         Parameter("barge_in_seconds", 0.6, "seconds of voice that stop an answer; shorter words are nods", 0.0, 5.0),
         Parameter("eager", True, "begin to answer at the first pause, unheard, in case that the user has finished"),
     ),
     "conversation": (
         Parameter("system_prompt", "", "instructions ahead of the conversation"),
+        Parameter("facts_max_age", 10.0, "seconds since its arrival after which a fact of topic facts is not told", 0.0, 86400.0),
+        Parameter("transcript", False, "write down what the user said, on topic transcript, when the answer was heard"),
         _fixed("history_turns", 2, "exchanges that the model is reminded of", 0, 100),
     ),
     "tools": (

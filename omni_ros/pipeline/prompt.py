@@ -89,6 +89,14 @@ class PromptBuilder:
         assistant_start = int(assistant[-1]) if answer else -1
         return Prompt(ids, keys, positions, next_position, placed, pieces, user_mask, assistant_start)
 
+    def words(self, text: str) -> list[int]:
+        """The tokens of a reply that is this text. Raises PromptTooLongError for one that no later prompt could remember."""
+        letters, most = len(text), self.max_input_len * self.tokenizer.longest_token
+        tokens = self.tokenizer.words(text) if letters <= most else []
+        if letters > most or len(tokens) > self.max_input_len:
+            raise PromptTooLongError(f"a text of {letters} letters is too long to be said at once: say it in pieces")
+        return tokens
+
     def _too_long(self, tokens: int) -> PromptTooLongError:
         return PromptTooLongError(
             f"the prompt has {tokens} tokens, the Thinker engine was built for {self.max_input_len}; "

@@ -42,6 +42,7 @@ class Request:
     # the turn ends with RunawayError; 0: never, since random weights do nothing else.
     runaway_limit: int = 0
     special_tokens: bool = True  # False: what looks like a special token in a text is plain text, as words of a stranger are
+    say: str | None = None  # words to speak, exactly these, in place of a reply: the Thinker writes none
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -71,6 +72,10 @@ class Request:
                 raise InputError(f"{name} = {value!r} must be a number from {lowest:g} to {high:g}{', or 0' * greedy}")
         if not isinstance(self.speaker, (str, NoneType)):
             raise InputError(f"speaker = {self.speaker!r} must be a name")
+        if self.say is not None and not (isinstance(self.say, str) and self.say.strip()):
+            raise InputError("say must be a text that is not empty")
+        if self.say is not None and not self.audio_output:
+            raise InputError("say speaks: it cannot go without audio_output")
         if self.tools is not None and not (isinstance(self.tools, list) and all(isinstance(t, dict) for t in self.tools)):
             raise InputError("tools must be a list of objects, each {'type': 'function', 'function': {...}}")
 

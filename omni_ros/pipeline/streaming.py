@@ -41,7 +41,9 @@ class Turn:
         self.thinker, self.prompts = conversation.models.thinker, conversation.models.prompts
         voice = conversation.models.speak() if request.audio_output else None
         self.max_frames = min(request.max_audio_length, voice.code2wav.capacity) if voice else 0
-        self.texts: Channel[np.ndarray] = Channel(TOKEN_LEAD if request.streaming else request.max_generate_length)
+        self.to_say = [] if request.say is None else self.prompts.words(request.say)
+        longest = max(request.max_generate_length, len(self.to_say))
+        self.texts: Channel[np.ndarray] = Channel(TOKEN_LEAD if request.streaming else longest)
         self.frames: Channel[np.ndarray] = Channel(self.max_frames + 1)
         self.events: Channel[Event] = Channel(EVENT_BACKLOG)
         self.prompt_ready: Channel[Prompt] = Channel(1)  # what it does not share with the conversation is still to be read
@@ -124,6 +126,9 @@ class Turn:
             self._mark("prefill_s")
             self.metrics["prompt_tokens"], self.metrics["reused_tokens"] = len(prompt), start
             self.prompt_read.put(prompt)
+            if r.say is not None:
+                self._recite()
+                return
             position = prompt.next_position
             sampler = Sampler(self.thinker.config.vocab_size, r.temperature, r.top_k, r.top_p, self.thinker_rng)
             stream = self.prompts.tokenizer.stream()
@@ -161,6 +166,20 @@ class Turn:
         finally:
             for channel in (self.texts, self.prompt_ready, self.prompt_read):
                 channel.close()
+
+    def _recite(self) -> None:
+        """Speak the given words as if the Thinker had written them, and then its end token."""
+        stream = self.prompts.tokenizer.stream()
+        for token in self.to_say:
+            self.check()
+            self.token_ids.append(token)
+            self._mark("first_token_s", once=True)
+            self._put(Piece(stream(token), [token], [token]))
+        self._mark("last_token_s")
+        if rest := stream.rest():
+            self._put(Piece(rest, [], []))
+        self.reason = "stop"
+        self.events.put(TextFinished(self.text, list(self.token_ids), self.reason))
 
     def _write(self, text: str, token_ids: list[int], spoken: bool) -> None:
         """More of the reply, out of which tool calls are taken."""

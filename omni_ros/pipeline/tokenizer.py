@@ -78,6 +78,13 @@ class ChatTokenizer:
         except TypeError as e:  # half a surrogate pair, as JSON can escape it, is no character
             raise InputError("the messages hold text that is not valid Unicode") from e
 
+    def words(self, text: str) -> list[int]:
+        """The tokens of a reply that is this text: of what spells a special token, ordinary ones."""
+        try:
+            return self.plain.encode(text, add_special_tokens=False).ids
+        except TypeError as e:
+            raise InputError("the text is not valid Unicode") from e
+
     def _hide(self, message: dict[str, Any], spelled: list[str]) -> dict[str, Any]:
         """`message` with each text that spells a special token moved to `spelled`, a mark in its place."""
 
