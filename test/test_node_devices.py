@@ -218,8 +218,8 @@ def test_a_spoken_question_is_answered_in_the_wav(robot, start, demo_engine_dir,
     sound = read_mono(turn.sound)
     sound = sound if sound.dtype == np.int16 else (sound * 32767).astype(np.int16)
     # Quiet for as long as a new process may take to be discovered, then the question.
-    recording = np.concatenate([np.zeros(4 * 16000), sound, np.zeros(4 * 16000)]) + np.random.default_rng(0).normal(
-        0, 20, sound.size + 8 * 16000
+    recording = np.concatenate([np.zeros(6 * 16000), sound, np.zeros(4 * 16000)]) + np.random.default_rng(0).normal(
+        0, 20, sound.size + 10 * 16000
     )
     with wave.open(str(spoken), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
@@ -228,7 +228,15 @@ def test_a_spoken_question_is_answered_in_the_wav(robot, start, demo_engine_dir,
     shapes = np.asarray(table.draw([(turn.scene, (0.0, 0.0))]))
     robot.node.create_timer(0.2, lambda: camera.publish(picture(shapes)))
     start("speaker", device=f"file:{tmp_path / 'out.wav'}", rate=44100, channels=2)
-    omni = start("omni", engine_dir=demo_engine_dir, temperature=0.0, talker_temperature=0.0, seed=0, image_max_age=3.0)
+    omni = start(
+        "omni",
+        engine_dir=demo_engine_dir,
+        temperature=0.0,
+        talker_temperature=0.0,
+        seed=0,
+        image_max_age=5.0,
+        audio_in_type="std_msgs/msg/Int16MultiArray",
+    )
     wait(lambda: "loaded and warm" in omni.log.read_text(), 60)
     wait(lambda: robot.heard["speech_played"], 20)
     time.sleep(2.0)  # everybody knows everybody
