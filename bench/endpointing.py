@@ -20,9 +20,10 @@ METHOD = """\
 0.8 or 1.2 s long. Peaks are at -6, -15, -25 and -35 dBFS; noise is white, pink or a fan's, its SNR over the whole
 speech. A word is heard when all its samples are in an utterance that was cut; words share the time of their phrase by
 letters. The end of a turn, clean and at 20 dB SNR, is counted from the last sample of speech, the detector's own CPU
-time included. A cut-in is a turn that ended in a pause. These voices say a comma nearly as they say the end of a
-sentence, and Smart Turn, which listens to the melody, tells the two apart little better than chance: their cut-ins are
-no estimate of a person's. Of people (Debian's pocketsphinx-testdata) only complete sentences are at hand."""
+time included. A cut-in is a turn that ended in a pause. Smart Turn listens to the melody, and these voices say a comma
+nearly as they say the end of a sentence: its answers at 104 commas and 224 ends rank them rightly in 58 % of all pairs
+(76 % for Piper's neural voice), where 50 % is chance. So cut-ins and waits here are no estimate of a person's. Of
+people (Debian's pocketsphinx-testdata) only complete sentences are at hand."""
 LEVELS = (-6, -15, -25, -35)  # dBFS, of the loudest sample
 PAUSES = (0.3, 0.5, 0.8, 1.2)  # seconds
 CONDITIONS = {"clean": None, "20 dB SNR": 20, "10 dB SNR": 10, "5 dB SNR": 5}

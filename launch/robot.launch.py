@@ -18,6 +18,7 @@ from lifecycle_msgs.msg import Transition
 
 PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"  # of Fast DDS; other middlewares do not read it
 KNOWN_AFTER = 4.0  # seconds until a process that was started again has been discovered
+PATIENCE = 8.0  # seconds without news of a node after which it is asked again
 ORDER = ("speaker", "microphone", "omni")  # each is active before the next one is: the echo's reference, the ears, the voice
 
 
@@ -91,19 +92,39 @@ def bring_up(made: dict[str, LifecycleNode]) -> list:
     """Configure and activate one after the other; a node that is started again, as soon as it is there."""
     waiting = list(ORDER)  # nodes that are not to be configured yet
     started: set[str] = set()
+    heard: set[str] = set()  # that do what they were asked for
 
     def ask(name: str, transition: int) -> EmitEvent:
         return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(made[name]), transition_id=transition))
 
     def configure(name: str) -> list:
-        return [ask(name, Transition.TRANSITION_CONFIGURE)] if name in started and name not in waiting else []
+        return attempt(name) if name in started and name not in waiting else []
+
+    def attempt(name: str) -> list:
+        """DDS may lose a request, or the news of a transition, between ends that have just met: ask until it is heard of."""
+        heard.discard(name)
+        return [ask(name, Transition.TRANSITION_CONFIGURE), TimerAction(period=PATIENCE, actions=[again(name)])]
+
+    def again(name: str) -> OpaqueFunction:
+        def act(context: LaunchContext) -> list:
+            if name in heard or context.is_shutdown:
+                return []
+            # What is not possible any more is refused by the node, and changes nothing.
+            activate = TimerAction(period=1.0, actions=[ask(name, Transition.TRANSITION_ACTIVATE)])
+            later = TimerAction(period=PATIENCE, actions=[again(name)])
+            return [ask(name, Transition.TRANSITION_CONFIGURE), activate, later]
+
+        return OpaqueFunction(function=act)
+
+    def mark(name: str) -> OpaqueFunction:
+        return OpaqueFunction(function=lambda context: heard.add(name))
 
     def on_start(name: str):
         def act(event, context: LaunchContext) -> list:
-            again = name in started
+            restarted = name in started
             started.add(name)
             # The dead process's services are still known, and would get what the new one is to hear.
-            return [TimerAction(period=KNOWN_AFTER, actions=configure(name))] if again else configure(name)
+            return [TimerAction(period=KNOWN_AFTER, actions=configure(name))] if restarted else configure(name)
 
         return act
 
@@ -120,8 +141,9 @@ def bring_up(made: dict[str, LifecycleNode]) -> list:
         failed = f"{name} cannot be configured or activated: its log says why"
         handlers += [
             OnProcessStart(target_action=action, on_start=on_start(name)),
-            transition(action, "configuring", "inactive", [ask(name, Transition.TRANSITION_ACTIVATE)]),
-            transition(action, "activating", "active", [OpaqueFunction(function=on_active(name))]),
+            transition(action, "unconfigured", "configuring", [mark(name)]),
+            transition(action, "configuring", "inactive", [mark(name), ask(name, Transition.TRANSITION_ACTIVATE)]),
+            transition(action, "activating", "active", [mark(name), OpaqueFunction(function=on_active(name))]),
             transition(action, "configuring", "unconfigured", [Shutdown(reason=failed)]),
             transition(action, "activating", "inactive", [Shutdown(reason=failed)]),
         ]

@@ -3,8 +3,10 @@ does not have it."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,7 @@ def test_one_turn(environment, engine_dirs):
 
 LAUNCH = """
 import sys
+import time
 from launch import LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -76,3 +79,39 @@ def test_launch_ends_when_the_node_cannot_start(environment, tmp_path):
     done = run(environment, "-c", LAUNCH, tmp_path / "nothing")
     assert "config.json: not found" in done.stdout
     assert "exit code 1" in done.stdout
+
+
+ROBOT = LAUNCH.replace("omni.launch.py", "robot.launch.py").replace(
+    '("engine_dir", sys.argv[1])', '*(tuple(pair.split(":=")) for pair in sys.argv[1:])'
+)
+SILENT = ("microphone:=null", "speaker:=null", "namespace:=robot_launch")
+
+
+def test_the_robot_is_brought_up_in_order_and_a_killed_node_again(environment, engine_dirs, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", ROBOT, f"engine_dir:={engine_dirs['plain']}", *SILENT]
+
+    def active() -> list[str]:
+        return [line.split("]: ")[1].split()[0] for line in log.read_text().splitlines() if line.endswith(" is active")]
+
+    def wait(wanted: list[str]) -> None:
+        deadline = time.monotonic() + 90
+        while active() != wanted:
+            assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+            time.sleep(0.2)
+
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        wait(["speaker", "microphone", "omni"])
+        started = [line for line in log.read_text().splitlines() if "[microphone" in line and "started with pid" in line]
+        os.kill(int(started[-1].split("[")[-1].rstrip("]")), signal.SIGKILL)
+        wait(["speaker", "microphone", "omni", "microphone"])
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+def test_the_robot_s_launch_ends_where_a_node_cannot_be_configured(environment, tmp_path):
+    done = run(environment, "-c", ROBOT, f"engine_dir:={tmp_path / 'nothing'}", *SILENT)
+    assert "config.json: not found" in done.stdout

@@ -10,9 +10,12 @@ from rcl_interfaces.msg import ParameterDescriptor, ParameterValue
 from sensor_msgs.msg import CameraInfo, Imu
 from test_msgs.action import Fibonacci
 
+from omni_ros.dialogue.dialogue import Face
 from omni_ros.dialogue.tools import mismatch, validator
 from omni_ros.errors import InputError
+from omni_ros.nodes import parameters
 from omni_ros.nodes import tools as node_tools
+from omni_ros.nodes.configured import Configured
 from omni_ros.nodes.interface_types import interface_type
 from omni_ros.nodes.message_schema import LONGEST_ARRAY, as_json, field_type, put, schema
 from omni_ros.nodes.tools_file import arguments_schema, filler, read_tools_file
@@ -214,3 +217,12 @@ def test_a_float_that_only_a_double_can_hold():
         else:
             with pytest.raises(InputError, match="too large"):
                 put(kind(), "values", value)
+
+
+def test_where_nobody_can_act_a_tools_file_is_not_ignored():
+    """As in a replay."""
+    defaults = {name: parameter.default for name, parameter in parameters.TABLE.items()}
+    values = {**defaults, "engine_dir": "engines", "vad": "energy", "tools_file": "tools.yaml"}
+    node = SimpleNamespace(get_parameter=lambda name: SimpleNamespace(value=values[name]))
+    with pytest.raises(InputError, match="no robot here that could act"):
+        Configured(node, Face())

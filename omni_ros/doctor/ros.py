@@ -14,7 +14,7 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 MIDDLEWARES = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp", "rmw_cyclonedds_cpp", "rmw_connextdds", "rmw_zenoh_cpp")
 SOURCE = "source /opt/ros/jazzy/setup.bash; without a ROS installation: pip install 'omni_ros[ros]'"
 # <depend> of package.xml, which test/test_doctor.py compares.
-MESSAGES = ("diagnostic_msgs", "lifecycle_msgs", "rcl_interfaces", "sensor_msgs", "std_msgs", "std_srvs")
+MESSAGES = ("action_msgs", "diagnostic_msgs", "lifecycle_msgs", "rcl_interfaces", "sensor_msgs", "std_msgs", "std_srvs")
 IMPORT = """
 import importlib, json, sys
 import rclpy

