@@ -87,7 +87,7 @@ class ToolServer:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def stop(self) -> None:
-        self.process.terminate()
+        self.process.kill()
         self.process.wait(10)
 
 
