@@ -52,7 +52,7 @@ class ToolServer(Node):
         """Succeeds after `order` tenths of a second; below 0, never ends."""
         self._note("count", order=goal.request.order)
         until = time.monotonic() + goal.request.order / 10
-        while goal.request.order < 0 or time.monotonic() < until:
+        while rclpy.ok() and (goal.request.order < 0 or time.monotonic() < until):
             if goal.is_cancel_requested:
                 self._note("cancelled")
                 goal.canceled()
