@@ -1,6 +1,5 @@
 """Speech leaves in real time, in order and complete; nothing of a cancelled response follows its cancellation."""
 
-
 import numpy as np
 import pytest
 from simulated_clock import SimulatedClock
