@@ -14,7 +14,8 @@ from omni_ros.devices.echo import Echo
 from omni_ros.devices.player import Player
 from omni_ros.devices.recorder import Recorder
 from omni_ros.dialogue.clock import Clock
-from omni_ros.dialogue.dialogue import Dialogue, Face
+from omni_ros.dialogue.dialogue import Dialogue
+from omni_ros.dialogue.face import Face
 from omni_ros.pipeline.pipeline import Pipeline
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omni_ros.dialogue.clock import Clock
-from omni_ros.dialogue.dialogue import Dialogue, Face
+from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, make_vad
+from omni_ros.dialogue.face import Face
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import Tool
 from omni_ros.dialogue.turn_start import TURN_STARTS, AfterWakeWord, Ears, PushToTalk

@@ -9,7 +9,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool, Float32, Int16MultiArray, String
 
-from omni_ros.dialogue.dialogue import Face
+from omni_ros.dialogue.face import Face
 from omni_ros.dialogue.tools import ToolReport
 from omni_ros.dialogue.turn import Outcome, describe
 from omni_ros.errors import InputError

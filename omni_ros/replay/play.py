@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_ros.dialogue.dialogue import Face
+from omni_ros.dialogue.face import Face
 from omni_ros.dialogue.resample import Resampler
 from omni_ros.dialogue.simulated_clock import SimulatedClock
 from omni_ros.dialogue.turn import Outcome, describe
