@@ -34,8 +34,8 @@ demo: .venv/.light
 	$(BIN)/python -m demo.run
 
 test: .venv/.full
-	@echo "the whole suite takes about ten minutes on two cores; make test-quick 90 s at most"
-	$(BIN)/python -m pytest -v test/
+	@echo "the whole suite takes about a quarter of an hour on two cores; make test-quick 90 s at most"
+	$(BIN)/python -m pytest -v -n 2 --dist loadfile test/
 
 test-quick: .venv/.full
 	$(BIN)/python -m pytest -v $(QUICK_FILES) -k "$(QUICK_CASES)"

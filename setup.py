@@ -101,6 +101,7 @@ setup(
             "transformers==5.20.2; python_version < '3.11'",
             "pymicro-wakeword>=2.5,<3",
             "pytest>=7.4,<9",
+            "pytest-xdist>=3.5,<4",
             "ruff>=0.15,<1",
             "mypy>=1.18,<3",
         ],

@@ -231,7 +231,7 @@ class Loudness:
 
 
 def long_run(pcm: np.ndarray, chunk: int = 512) -> list[tuple[float, SpeechEvent]]:
-    endpointer = Endpointer(Loudness(), pre_roll_seconds=0.4)
+    endpointer = Endpointer(Loudness())
     ends = range(chunk, pcm.size + 1, chunk)
     return [(end / SAMPLE_RATE, event) for end in ends for event in endpointer.feed(pcm[end - chunk : end])]
 

@@ -209,7 +209,9 @@ def test_interrupted_by_its_user_it_leaves_nothing(demo_engine_dir, tmp_path):
         demo_engine_dir,
         *GREEDY,
     ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a job in the background ignores it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes, **hears) as process:
         process.stdout.readline()  # the first answer
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
