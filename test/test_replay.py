@@ -198,7 +198,7 @@ def test_sound_of_a_driver_with_its_format_beside_it(engine_dirs, tmp_path):
 
 
 def test_interrupted_by_its_user_it_leaves_nothing(demo_engine_dir, tmp_path):
-    make_bag(tmp_path / "bag", TURNS[:2])
+    make_bag(tmp_path / "bag", [*TURNS, *TURNS])  # long enough to be stopped in
     command = [
         sys.executable,
         "-m",

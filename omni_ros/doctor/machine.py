@@ -68,7 +68,7 @@ def sound(subject: Subject) -> Iterator[Finding]:
         yield Finding("sound", OK, "sounddevice is not installed: only microphones and loudspeakers of this machine need it")
         return
     except Exception as error:  # noqa: BLE001 - PortAudio is missing (OSError), or raises its own
-        yield Finding("sound", FAILURE, f"PortAudio does not work ({error})", "sudo apt install libportaudio2")
+        yield Finding("sound", WARNING, f"PortAudio does not work ({error})", "sudo apt install libportaudio2")
         return
     ins, outs = (sum(1 for device in devices if device[f"max_{way}_channels"]) for way in ("input", "output"))
     if ins and outs:
