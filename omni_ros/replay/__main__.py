@@ -9,6 +9,7 @@ latency_replayed.png and latency_recorded.png. Exit code 0; 1 when a comparison 
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each answer as it is made, into a pipe, too
     try:
         return _run(args)
     except ImportError as error:
