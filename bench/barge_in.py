@@ -9,8 +9,8 @@ import numpy as np
 from bench.report import Part, Row
 from bench.voices import installed, speak, trimmed
 from omni_ros.dialogue.barge_in import BargeIn
-from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE, Endpointer, SpeechEnd, SpeechGoesOn, SpeechPause, SpeechStart, make_vad
+from omni_ros.dialogue.settings import Settings
 
 NODS = ("Yes.", "Yeah.", "Yep.", "Okay.", "Right.", "Mm.", "Uh-huh.", "Sure.", "I see.")
 COMMANDS = ("Stop.", "No.", "Wait.", "Hey.", "Enough.", "Hold on.", "Stop it.", "Be quiet.", "One moment.")

@@ -18,6 +18,7 @@ from what_is_missing import absent, left_out, report
 from omni_ros.engines import cuda_device
 from omni_ros.engines.tensorrt import package as tensorrt_package
 from omni_ros.errors import EngineError
+from omni_ros.pipeline.conversation import Conversation
 from omni_ros.pipeline.pipeline import Pipeline
 
 os.environ.setdefault("ROS_PYTHON_CHECK_FIELDS", "1")  # before rclpy: without it a typo in a message field passes
@@ -216,6 +217,20 @@ def open_pipeline(engine_dirs: dict[str, Path], tensorrt_dirs: dict[str, Path]) 
     yield open_it
     for pipeline in opened.values():
         pipeline.close()
+
+
+@pytest.fixture
+def pipeline(name: str, open_pipeline: Callable[[str, str], Pipeline]) -> Pipeline:
+    """The CPU engines of checkpoint `name`."""
+    return open_pipeline(name, "onnxruntime")
+
+
+@pytest.fixture
+def conversation(pipeline: Pipeline) -> Iterator[Conversation]:
+    """A new one on them."""
+    opened = pipeline.conversation()
+    yield opened
+    opened.close()
 
 
 def build_for_this_gpu(onnxruntime_engines: Path) -> Path:

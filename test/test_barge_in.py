@@ -8,8 +8,8 @@ from simulated_speaker import SimulatedSpeaker
 from test_dialogue import ANSWERS, World
 
 from omni_ros.dialogue.barge_in import BargeIn
-from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.heard import UNFINISHED
+from omni_ros.dialogue.settings import Settings
 from omni_ros.dialogue.speech_pacer import DUCKED, SpeechPacer
 
 SPEECH = len(ANSWERS[0].split()) * 4 * FRAME  # samples of the first answer

@@ -13,22 +13,9 @@ from test_equality import audio, image, says, text, user, video
 from offline.quantization.spy import Call, spy
 from omni_ros.errors import EngineError, OmniError, PromptTooLongError
 from omni_ros.pipeline.conversation import Conversation
-from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
 
 GREEDY = {"temperature": 0, "talker_temperature": 0, "max_generate_length": 7, "max_audio_length": 9}
-
-
-@pytest.fixture
-def pipeline(name, open_pipeline) -> Pipeline:
-    return open_pipeline(name, "onnxruntime")
-
-
-@pytest.fixture
-def conversation(pipeline) -> Conversation:
-    opened = pipeline.conversation()
-    yield opened
-    opened.close()
 
 
 def end_of(events) -> Finished:

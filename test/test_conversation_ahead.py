@@ -17,18 +17,6 @@ WINDOW = 8 * SAMPLE_RATE
 HEADER = 12  # rows at most that end the user's message and open the assistant's
 
 
-@pytest.fixture
-def pipeline(name, open_pipeline) -> Pipeline:
-    return open_pipeline(name, "onnxruntime")
-
-
-@pytest.fixture
-def conversation(pipeline) -> Conversation:
-    opened = pipeline.conversation()
-    yield opened
-    opened.close()
-
-
 def speech(*levels: float, seconds: float = 1.0, seed: int = 0) -> np.ndarray:
     """Noise that goes through `levels`, each `seconds` long; 0 is digital silence."""
     noise = np.random.default_rng(seed).standard_normal(round(len(levels) * seconds * SAMPLE_RATE))

@@ -10,10 +10,11 @@ from scripted_model import FRAME, PER_FRAME, PER_TOKEN, PREFILL, ScriptedModel
 from simulated_clock import SimulatedClock
 from simulated_speaker import SimulatedSpeaker
 
-from omni_ros.dialogue.dialogue import Dialogue, Settings
+from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.face import Face
 from omni_ros.dialogue.heard import TOKENS_PER_SECOND, UNFINISHED
+from omni_ros.dialogue.settings import Settings
 from omni_ros.errors import EngineError, InputError, RunawayError
 
 ANSWERS = [
@@ -571,7 +572,8 @@ def test_an_empty_text_is_refused(world):
 def test_ten_lines_are_enough_for_another_face(engine_dirs):
     script = """
 import sys
-from omni_ros.dialogue.dialogue import Dialogue, Settings
+from omni_ros.dialogue.dialogue import Dialogue
+from omni_ros.dialogue.settings import Settings
 from omni_ros.dialogue.face import Face
 from omni_ros.pipeline.pipeline import Pipeline
 class Chat(Face):

@@ -5,8 +5,8 @@ import pytest
 from scripted_model import PREFILL
 from test_dialogue import ANSWERS, World
 
-from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE
+from omni_ros.dialogue.settings import Settings
 from omni_ros.errors import InputError
 
 

@@ -4,9 +4,9 @@ import pytest
 from scripted_model import FRAME
 from test_dialogue import World
 
-from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.history import History
 from omni_ros.dialogue.say import LONGEST, MOST_WAITING
+from omni_ros.dialogue.settings import Settings
 from omni_ros.errors import EngineError, InputError
 
 

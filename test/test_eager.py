@@ -7,9 +7,10 @@ import pytest
 from scripted_model import PER_FRAME, PER_TOKEN, PREFILL
 from test_dialogue import ANSWERS, Loudness, World
 
-from omni_ros.dialogue.dialogue import Dialogue, Settings
+from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE, Endpointer
 from omni_ros.dialogue.face import Face
+from omni_ros.dialogue.settings import Settings
 from omni_ros.errors import EngineError, InputError
 from omni_ros.pipeline.request import Finished, Request
 

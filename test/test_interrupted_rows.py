@@ -8,10 +8,11 @@ from simulated_speaker import SimulatedSpeaker
 from test_dialogue import Loudness
 
 from omni_ros.dialogue.clock import Clock
-from omni_ros.dialogue.dialogue import Dialogue, Settings
+from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer
 from omni_ros.dialogue.face import Face
 from omni_ros.dialogue.heard import INTERRUPTED
+from omni_ros.dialogue.settings import Settings
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import Request
 

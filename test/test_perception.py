@@ -7,8 +7,8 @@ import pytest
 from simulated_clock import SimulatedClock
 from test_dialogue import World
 
-from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.perception import HEAD, LONGEST_MESSAGE, LONGEST_REPORT, MOST_FACTS, Perception
+from omni_ros.dialogue.settings import Settings
 from omni_ros.errors import InputError
 from omni_ros.pipeline.prompt import PromptBuilder
 

@@ -7,8 +7,6 @@ from test_equality import audio, image, reference, says, text, user  # noqa: F40
 
 from offline.quantization.spy import spy
 from omni_ros.errors import InputError, PromptTooLongError
-from omni_ros.pipeline.conversation import Conversation
-from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished
 
 GREEDY = {"temperature": 0, "talker_temperature": 0, "max_audio_length": 14}
@@ -25,18 +23,6 @@ CONTEXTS = {
     ],
     "an open question": [user(text("are you there"))],
 }
-
-
-@pytest.fixture
-def pipeline(name, open_pipeline) -> Pipeline:
-    return open_pipeline(name, "onnxruntime")
-
-
-@pytest.fixture
-def conversation(pipeline) -> Conversation:
-    opened = pipeline.conversation()
-    yield opened
-    opened.close()
 
 
 def play(generate, request: Request) -> tuple[Finished, np.ndarray, str]:

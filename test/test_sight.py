@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_dialogue import World
 
-from omni_ros.dialogue.dialogue import Settings
+from omni_ros.dialogue.settings import Settings
 from omni_ros.dialogue.sight import MOST_BYTES, Frame, Sight
 from omni_ros.errors import InputError
 from omni_ros.pipeline.request import Request

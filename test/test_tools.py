@@ -6,9 +6,10 @@ import pytest
 from simulated_clock import SimulatedClock
 from test_dialogue import World
 
-from omni_ros.dialogue.dialogue import Settings
+from omni_ros.dialogue.call_text import parse
+from omni_ros.dialogue.settings import Settings
 from omni_ros.dialogue.structured import ResponseSchema
-from omni_ros.dialogue.tools import ASK, CONFIRM_WITHIN, MAX_RESULT, Tool, Tools, parse
+from omni_ros.dialogue.tools import ASK, CONFIRM_WITHIN, MAX_RESULT, Tool, Tools
 from omni_ros.errors import EngineError, InputError, ToolError
 from omni_ros.pipeline.request import ToolCall
 

@@ -10,8 +10,8 @@ from rcl_interfaces.msg import ParameterDescriptor, ParameterValue
 from sensor_msgs.msg import CameraInfo, Imu
 from test_msgs.action import Fibonacci
 
+from omni_ros.dialogue.call_text import mismatch, validator
 from omni_ros.dialogue.face import Face
-from omni_ros.dialogue.tools import mismatch, validator
 from omni_ros.errors import InputError
 from omni_ros.nodes import parameters
 from omni_ros.nodes import tools as node_tools

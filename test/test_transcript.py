@@ -7,7 +7,7 @@ from test_conversation import GREEDY, assert_same, conversation, end_of, pipelin
 from test_dialogue import ANSWERS, World
 from test_equality import audio, image, says, text, user
 
-from omni_ros.dialogue.dialogue import Settings
+from omni_ros.dialogue.settings import Settings
 from omni_ros.dialogue.transcript import PROMPT, transcript_request
 from omni_ros.errors import EngineError
 from omni_ros.pipeline.request import Request

@@ -5,8 +5,8 @@ import pytest
 from omni_sounds import okay_nabu, question, silence
 from test_dialogue import CHUNK, STEP, World
 
-from omni_ros.dialogue.dialogue import Settings
 from omni_ros.dialogue.endpoint import SAMPLE_RATE, Endpointer, SpeechEnd, SpeechStart, make_vad
+from omni_ros.dialogue.settings import Settings
 from omni_ros.dialogue.turn_start import AfterWakeWord, PushToTalk
 from omni_ros.dialogue.wake_word import WakeWord
 from omni_ros.errors import InputError

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omni_ros.dialogue.tools import mismatch, validator
+from omni_ros.dialogue.call_text import mismatch, validator
 from omni_ros.errors import InputError
 
 _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)  # as models like to wrap it

@@ -6,28 +6,19 @@ outcome, which the model reads as a message of role "tool".
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import jsonschema
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
-
+from omni_ros.dialogue.call_text import as_written, mismatch, parse, validator
 from omni_ros.dialogue.clock import Clock
 from omni_ros.dialogue.turn import describe
-from omni_ros.errors import InputError, ToolError
+from omni_ros.errors import ToolError
 from omni_ros.pipeline.request import ToolCall
 
 MAX_RESULT = 2000  # characters of a result that the model is given: its prompt has room for so much
-MAX_CALL = 20000  # characters of a call
 CONFIRM_WITHIN = 60.0  # seconds after the question was heard in which a yes counts
 ASK = "not done yet: ask the user whether it shall be done, and if the user says yes, make exactly the same call again"
-# A call as the template writes it again: then the model finds its own words in the history, row for row.
-_WRITTEN = re.compile(r'\s*\{"name": "([^"\\]+)", "arguments": (.*)\}\s*', re.DOTALL)
-
 Message = dict[str, Any]
 Done = Callable[[str, bool], None]  # what the model is to read, and whether it worked; may be called from any thread
 
@@ -204,7 +195,7 @@ class ToolTurn:
                     raise ToolError(f"only {self.tools.max_calls} calls are allowed in a turn: answer the user now")
                 pending.append(self.tools.read(call))
             except ToolError as refusal:
-                run = _Run(*_as_written(call.text), began=self.tools.clock.now())
+                run = _Run(*as_written(call.text), began=self.tools.clock.now())
                 run.end("refused", error(f"{refusal}; nothing was done"))
                 pending.append(run)
         began = self.tools.clock.now()
@@ -213,7 +204,7 @@ class ToolTurn:
         self.count += len(calls)
         if room <= 0 or not self.tools.offer:
             return False
-        written = [_as_written(call.text) for call in calls]
+        written = [as_written(call.text) for call in calls]
         functions = [{"type": "function", "function": {"name": name, "arguments": text}} for name, text in written]
         self.steps.append({"role": "assistant", "content": answer[len(self.said) :].strip(), "tool_calls": functions})
         self.steps += [{"role": "tool", "content": run.result} for run in runs]
@@ -224,84 +215,3 @@ class ToolTurn:
 def error(reason: str) -> str:
     """As the model reads it."""
     return json.dumps({"error": reason}, ensure_ascii=False)
-
-
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """What stands between the marks of a call -> the tool's name and its arguments. Raises ToolError."""
-    if len(text) > MAX_CALL:
-        raise ToolError(f"the call has more than {MAX_CALL} characters")
-    try:
-        call = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number, parse_float=_float)
-        text.encode()
-        json.dumps(call, ensure_ascii=False).encode()  # half a surrogate pair, as JSON can escape it, is no character
-    except (ValueError, RecursionError) as reason:
-        raise ToolError(f"the call is not valid JSON ({str(reason)[:200]})") from None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call.keys() <= {"name", "arguments"}:
-        raise ToolError('a call is {"name": "...", "arguments": {...}}')
-    if not isinstance(arguments := call.get("arguments", {}), dict):
-        raise ToolError("the arguments of a call are an object")
-    return call["name"], arguments
-
-
-def validator(schema: Any) -> jsonschema.Draft202012Validator:
-    """InputError when `schema` is none. It may refer to nothing outside itself: no address is ever looked up."""
-    kind = jsonschema.Draft202012Validator
-    try:
-        kind.check_schema(schema, format_checker=kind.FORMAT_CHECKER)  # with it, patterns too
-        here = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
-        for reference in _references(schema):
-            here.lookup(reference)
-    except jsonschema.SchemaError as reason:
-        raise InputError(f"this is no JSON schema: {_placed(reason)}") from None
-    except (Unresolvable, RecursionError) as reason:
-        raise InputError(f"this JSON schema refers to what is not in it ({str(reason)[:200]})") from None
-    return kind(schema, registry=Registry())
-
-
-def mismatch(check: jsonschema.Draft202012Validator, value: Any) -> str:
-    """What of `value` does not fit the schema, and where; "" when it fits."""
-    try:
-        wrong = jsonschema.exceptions.best_match(check.iter_errors(value))
-    except RecursionError:
-        return "it is nested too deeply"
-    return "" if wrong is None else _placed(wrong)
-
-
-def _placed(wrong: Any) -> str:
-    place = ".".join(map(str, wrong.absolute_path))
-    return f"{place + ': ' if place else ''}{wrong.message[:300]}"
-
-
-def _references(schema: Any) -> Iterator[str]:
-    values = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-    if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
-        yield schema["$ref"]
-    for value in values:
-        yield from _references(value)
-
-
-def _as_written(text: str) -> tuple[str, str]:
-    """Name and arguments of a call, right or wrong, for a message of the history."""
-    if written := _WRITTEN.fullmatch(text):
-        return written[1], written[2]
-    try:
-        name, arguments = parse(text)
-        return name, json.dumps(arguments, ensure_ascii=False)
-    except ToolError:
-        return "unreadable", json.dumps(text.strip()[:MAX_RESULT], ensure_ascii=False)
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) != len(dict(pairs)):
-        raise ValueError("a name comes twice")
-    return dict(pairs)
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number")
-
-
-def _float(text: str) -> float:
-    if (value := float(text)) in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:20]} is too large")
-    return value

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_ros.dialogue.tools import mismatch, validator
+from omni_ros.dialogue.call_text import mismatch, validator
 from omni_ros.errors import InputError
 from omni_ros.nodes.interface_types import message_type
 

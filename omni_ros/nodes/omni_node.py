@@ -16,7 +16,6 @@ from omni_ros.nodes import parameters
 from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
 from omni_ros.nodes.configured import Configured
 from omni_ros.nodes.diagnostics import LONGEST, Health
-from omni_ros.nodes.heap import FreePages
 from omni_ros.nodes.inputs import Inputs
 from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.outputs import Outputs
@@ -32,7 +31,6 @@ class OmniNode(LifecycleNode):
         self._enabled = True
         parameters.declare(self, is_configured=lambda: self._configured is not None)
         self._health = Health()
-        self._free_pages = FreePages()
         self._outputs = Outputs(self, self._health)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/cancel", self._service(lambda request: self._cancel()))
@@ -141,8 +139,6 @@ class OmniNode(LifecycleNode):
         msg = DiagnosticArray(status=[self._health.status(name, self._outputs.shown_state, facts)])
         msg.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(msg)
-        if self._outputs.shown_state not in ("thinking", "speaking"):
-            self._free_pages.trim()
 
     # ---- services and parameters --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from omni_ros.dialogue.dialogue import Settings
+from omni_ros.dialogue.settings import Settings
 from omni_ros.errors import InputError
 from omni_ros.nodes.messages import AUDIO_TYPES, shown
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from omni_ros.dialogue.tools import mismatch, validator
+from omni_ros.dialogue.call_text import mismatch, validator
 from omni_ros.errors import InputError
 from omni_ros.nodes.message_schema import field_type, put, schema
 
