@@ -1,9 +1,8 @@
 """What the user said is written down after the answer, and never in its way."""
-# ruff: noqa: F811 - fixtures are imported, and named again where they are used
 
 import numpy as np
 import pytest
-from test_conversation import GREEDY, assert_same, conversation, end_of, pipeline  # noqa: F401 - two are fixtures
+from test_conversation import GREEDY, assert_same, end_of
 from test_dialogue import ANSWERS, World
 from test_equality import audio, image, says, text, user
 
