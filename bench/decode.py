@@ -3,38 +3,50 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.llamacpp import LlamaCpp, write_gguf
 from bench.models import ROOT
 from bench.report import Part, Row
 from bench.turns import QUESTION, greedy, listen
 from offline.compare import compare
 from omni_ros.pipeline.pipeline import Pipeline
 
+Run = tuple[float, float, list[int]]  # tokens/s, codec frames/s, token ids
 TOKENS, FRAMES = 48, 24  # per repetition
 FORCED = 200  # tokens and frames for accuracy
 METHOD = f"""\
 {TOKENS} reply tokens, then {FRAMES} codec frames: greedy, batch 1, KV cache, the same prompt and checkpoint; from the
 end of the first step to the end of the last. transformers runs `generate` in float32 as `from_pretrained` sets it up,
 with as many threads as ours and with one, whichever is faster: where other programs want the cores, torch's threads
-wait for each other. The fastest of several runs in turn. int4 (`--weights int4`) is compared by feeding it the
-float32 engines' own inputs, {FORCED} tokens and {FORCED} frames. Random weights are the worst case for it: they have
-no structure that survives rounding, and near-ties of router and logits flip."""
+wait for each other. llama.cpp (`xllamacpp`) decodes the same prompt with the same Thinker, written as GGUF in float32 (KV
+cache too) and in Q4_0 (KV cache float16), on as many threads as ours; its own count of tokens/s. Its threads spin, so where
+other programs want the cores it loses more than ours. The fastest of several runs in turn. int4 (`--weights int4`) is
+compared by feeding it the float32 engines' own inputs, {FORCED} tokens and {FORCED} frames. Random weights are the worst
+case for it: they have no structure that survives rounding, and near-ties of router and logits flip."""
 
 
 def measure(output: Path, threads: int, repetitions: int) -> Part:
     reference = Transformers(output / "checkpoint")
     exact, int4 = (Pipeline.open(output / name, threads) for name in ("engines", "engines_int4"))
-    contenders = {
+    prompt = reference.inputs["input_ids"][0].tolist()
+    llama, llama_q4 = (
+        LlamaCpp(write_gguf(output / "checkpoint", output / f"{name}.gguf", q4), threads or os.cpu_count() or 1, exact=not q4)
+        for name, q4 in (("thinker", False), ("thinker_q4_0", True))
+    )
+    contenders: dict[str, Callable[[], Run]] = {
         "transformers": lambda: reference.run(threads or os.cpu_count()),
         "transformers, 1 thread": lambda: reference.run(1),
         "float32": lambda: _run(exact),
         "int4": lambda: _run(int4),
+        "llama.cpp": lambda: llama.run(prompt, TOKENS),
+        "llama.cpp Q4_0": lambda: llama_q4.run(prompt, TOKENS),
     }
-    runs: dict[str, list[tuple[float, float, list[int]]]] = {name: [] for name in contenders}
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for repetition in range(repetitions + 1):  # in turn, so that other load falls on all alike; the first warms up
         for name, run in contenders.items():
             result = run()
@@ -42,14 +54,21 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
                 runs[name].append(result)
     speeds = {name: np.array([run[:2] for run in rs]).max(axis=0) for name, rs in runs.items()}  # (tokens, frames) per s
     peer = np.maximum(speeds["transformers"], speeds["transformers, 1 thread"])
-    equal = float(np.mean(np.array(runs["float32"][0][2]) == np.array(runs["transformers"][0][2])))
+    equal, llama_equal = (
+        float(np.mean(np.array(runs["float32"][0][2]) == np.array(runs[name][0][2]))) for name in ("transformers", "llama.cpp")
+    )
     loss = compare(exact, int4, [greedy(tokens=FORCED, frames=FORCED, streaming=False)])
     rows = [
         Row("Thinker tokens/s, float32 engine / transformers", speeds["float32"][0] / peer[0], "x", (">=", 1.4)),
         Row("Thinker tokens/s, int4 engine / transformers float32", speeds["int4"][0] / peer[0], "x", (">=", 4)),
+        Row(
+            "Thinker tokens/s, float32 engine / llama.cpp float32", speeds["float32"][0] / speeds["llama.cpp"][0], "x", (">=", 1)
+        ),
+        Row("Thinker tokens/s, int4 engine / llama.cpp Q4_0", speeds["int4"][0] / speeds["llama.cpp Q4_0"][0], "x", (">=", 0.9)),
         Row("codec frames/s (Talker + CodePredictor), float32 / transformers", speeds["float32"][1] / peer[1], "x"),
         Row("codec frames/s (Talker + CodePredictor), int4 / transformers", speeds["int4"][1] / peer[1], "x"),
         Row("Thinker tokens equal to transformers', float32", equal, "", (">=", 1)),
+        Row("Thinker tokens equal to llama.cpp's, float32", llama_equal, "", (">=", 1)),
         Row("int4: Thinker's most likely token is float32's", loss["thinker"]["top1"]),
         Row("int4: KL divergence of the Thinker's distribution, mean", loss["thinker"]["kl"], "nat"),
         Row("int4: cosine of the Thinker's logits, mean", loss["thinker"]["cosine"]),
@@ -66,8 +85,7 @@ def measure(output: Path, threads: int, repetitions: int) -> Part:
     )
 
 
-def _run(pipeline: Pipeline) -> tuple[float, float, list[int]]:
-    """tokens/s, codec frames/s, token ids."""
+def _run(pipeline: Pipeline) -> Run:
     heard = listen(pipeline, greedy(tokens=TOKENS, frames=1, audio_output=False))
     speech = listen(pipeline, greedy(tokens=4, frames=FRAMES, streaming=False))
     return rate(heard.text_times), 1e3 / speech.finished.metrics["ms_per_frame"], heard.finished.token_ids
@@ -101,7 +119,7 @@ class Transformers:
             **{"return_audio": False, **options},
         )
 
-    def run(self, threads: int) -> tuple[float, float, list[int]]:
+    def run(self, threads: int) -> Run:
         import torch
 
         torch.set_num_threads(threads)
