@@ -144,7 +144,7 @@ def test_the_largest_draw_is_an_id(size):
 
     class Largest:
         def random(self) -> float:
-            return np.nextafter(1.0, 0.0)
+            return float(np.nextafter(1.0, 0.0))  # a Python number, as numpy's: one of numpy's own would make float64 of the sum
 
     logits = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.5)):
