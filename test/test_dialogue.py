@@ -10,6 +10,7 @@ from scripted_model import FRAME, PER_FRAME, PER_TOKEN, PREFILL, ScriptedModel
 from simulated_clock import SimulatedClock
 from simulated_speaker import SimulatedSpeaker
 
+from omni_ros.dialogue.clock import keep_running
 from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.dialogue.endpoint import Endpointer, make_vad
 from omni_ros.dialogue.face import Face
@@ -411,6 +412,16 @@ def test_whatever_breaks_outside_costs_one_turn_at_most(world, kind):
     world.clock.sleep(10)
     assert len(world.face.of("speech")) > spoken and len(world.model.requests) == asked + 1
     assert world.face.of("state")[-1][1] == "idle"
+
+
+def test_a_defect_whose_report_fails_too_costs_one_step(capsys):
+    left = [lambda: False, lambda: True, lambda: 1 / 0]
+
+    def report(error: Exception) -> None:
+        raise OSError("nobody takes reports")
+
+    keep_running(lambda: left.pop()(), report)
+    assert left == [] and "nobody takes reports" in capsys.readouterr().err
 
 
 def test_a_failed_turn_is_told_and_leaves_the_history_alone(world):
