@@ -178,3 +178,46 @@ while True:
         assert done.returncode == 0 and "replayed" in done.stdout, done.stderr
     else:
         assert done.returncode == 1 and "not 2 subscribers within 6 s on /audio" in done.stderr
+
+
+LATE = """
+import signal, sys, time, rclpy
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Int16MultiArray, String
+signal.signal(signal.SIGINT, signal.default_int_handler)
+rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+node, samples = rclpy.create_node("late"), []
+state = node.create_publisher(String, "state", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+state.publish(String(data="idle"))
+try:
+    while not node.count_publishers("audio"):
+        rclpy.spin_once(node, timeout_sec=0.05)
+    time.sleep(2.0)
+    node.create_subscription(Int16MultiArray, "audio", lambda msg: samples.append(len(msg.data)), 1000)
+    node.create_subscription(CompressedImage, "image_raw/compressed", lambda msg: None, 100)
+    while True:
+        rclpy.spin_once(node, timeout_sec=0.1)
+except KeyboardInterrupt:
+    open(sys.argv[1], "w").write(str(sum(samples)))
+"""
+
+
+def test_the_demo_waits_until_the_node_hears_too(tmp_path, monkeypatch):
+    """A node that has loaded its engines, and subscribes its microphone two seconds after it was found."""
+    monkeypatch.setenv("ROS_DOMAIN_ID", own_domain())
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    command = [sys.executable, "-c", LATE, str(tmp_path / "heard")]
+    monkeypatch.setattr(run, "start_node", lambda engine_dir: subprocess.Popen(command))
+    recorder, facts = run.play([replace(TURNS[0], pause=0.1)], tmp_path, tmp_path / "bag")
+    heard, recorded = int((tmp_path / "heard").read_text()), sum(pcm.size for _, pcm in recorder.microphone)
+    assert heard > 0 and heard >= recorded
+
+
+def test_the_demo_fails_where_a_question_was_not_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "TURNS", (COUNT, SQUARES))
+    monkeypatch.setattr(run, "play", lambda *_: (conversation(), {}))
+    monkeypatch.setattr(sys, "argv", ["demo", "--engine_dir", "elsewhere", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="the demo has failed: of 2 questions, 1 reached the microphone topic"):
+        run.main()
