@@ -178,6 +178,20 @@ def test_importing_stays_light(module, unwanted):
     assert done.stdout.split() == []
 
 
+def test_operators_that_torchvision_has_are_not_declared_again():
+    """As where torch and torchvision are of one build: the second declaration would end the process."""
+    pytest.importorskip("torch")
+    script = """
+import torch
+library = torch.library.Library("torchvision", "FRAGMENT")
+for name in ("nms", "qnms"):
+    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import torchvision_shim
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "test", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_installed(tmp_path):
     """Every file of omni_ros/ and offline/, kernels included; offline/ as omni_ros_offline, and nothing else."""
     folders = ["egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "work", "--build-lib", tmp_path / "lib"]
