@@ -248,7 +248,7 @@ class StubNode:
         return [SimpleNamespace(topic_type=self.topic_type)]
 
     def create_timer(self, period, callback, clock):
-        self.look = callback
+        self.period, self.look = period, callback
 
     def destroy_timer(self, timer):
         self.look = None
@@ -278,6 +278,12 @@ def look(topic_type: str) -> tuple[StubNode, list[str]]:
     AudioInput(node, type_name="auto", sample_rate=16000, channels=1, hear=lambda *_: None, on_bad=bad.append)
     node.look()
     return node, bad
+
+
+def test_a_microphone_that_comes_later_is_looked_for_often_until_it_is_there():
+    """What it says before it is found is lost."""
+    node, bad = look(INT16)
+    assert node.period <= 0.06 and node.subscribed == [Int16MultiArray] and node.look is None and not bad
 
 
 def test_a_foreign_type_name_imports_nothing(packages):
