@@ -203,14 +203,3 @@ def _check_media(kind: str, part: dict[str, Any], where: str) -> None:
         raise InputError(f"{where}.max_pixels = {pixels!r} must be a whole number above 0")
     if not isinstance(unfinished, bool):
         raise InputError(f"{where}.unfinished = {unfinished!r} must be true or false")
-
-
-def texts(messages: list[dict[str, Any]]) -> Iterator[str]:
-    """All texts of messages that `media_parts` has checked."""
-    for message in messages:
-        for call in message.get("tool_calls") or ():
-            yield str(call["function"]["arguments"])
-        if isinstance(message["content"], str):
-            yield message["content"]
-        else:
-            yield from (part["text"] for part in message["content"] if part["type"] == "text")

@@ -1,6 +1,7 @@
 """Messages -> the rows that the Thinker reads: token ids, media, mRoPE positions, and who said what."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from omni_ros.engines.config import ThinkerConfig
 from omni_ros.errors import InputError, PromptTooLongError
-from omni_ros.pipeline.media import Media, Piece, media_parts, texts
+from omni_ros.pipeline.media import Media, Piece, media_parts
 from omni_ros.pipeline.positions import mrope_positions
 from omni_ros.pipeline.tokenizer import ChatTokenizer
 
@@ -59,18 +60,19 @@ class PromptBuilder:
         Raises InputError for messages or media that cannot be used, PromptTooLongError past max_input_len.
         """
         parts, media, free = media_parts(messages), [], self.max_input_len
-        letters = sum(len(text) for text in texts(messages))
-        if letters > self.max_input_len * self.tokenizer.longest_token:  # not worth the memory of cutting it into tokens
-            raise self._too_long(letters // self.tokenizer.longest_token)
         for kind, part in parts:
             media.append(read(kind, part, free))
             free -= media[-1].tokens
-        ids, rows = self._expand(self.tokenizer.encode(messages, answer, special_tokens, tools), media)
+        try:  # a placeholder is one of the rows that its media takes
+            ids = self.tokenizer.encode(messages, answer, special_tokens, tools, most=free + len(media))
+        except PromptTooLongError as e:
+            raise self._too_long(f"more than {self.max_input_len}") from e
+        ids, rows = self._expand(ids, media)
         if not answer:
             ends = np.flatnonzero(ids == self.config.im_end_token_id)
             ids = ids[: ends[-1]] if len(ends) else ids
         if len(ids) > self.max_input_len:
-            raise self._too_long(len(ids))
+            raise self._too_long(f"{len(ids)}")
         keys = ids.copy()
         placed = list(zip(rows.tolist(), media))
         pieces = _pieces(placed)
@@ -91,13 +93,15 @@ class PromptBuilder:
 
     def words(self, text: str) -> list[int]:
         """The tokens of a reply that is this text. Raises PromptTooLongError for one that no later prompt could remember."""
-        letters, most = len(text), self.max_input_len * self.tokenizer.longest_token
-        tokens = self.tokenizer.words(text) if letters <= most else []
-        if letters > most or len(tokens) > self.max_input_len:
-            raise PromptTooLongError(f"a text of {letters} letters is too long to be said at once: say it in pieces")
-        return tokens
+        with suppress(PromptTooLongError):
+            if len(tokens := self.tokenizer.words(text, self.max_input_len)) <= self.max_input_len:
+                return tokens
+        raise PromptTooLongError(
+            f"a text of {len(text)} letters is too long to be said at once, the limit is {self.max_input_len} tokens: "
+            "say it in pieces"
+        )
 
-    def _too_long(self, tokens: int) -> PromptTooLongError:
+    def _too_long(self, tokens: str) -> PromptTooLongError:
         return PromptTooLongError(
             f"the prompt has {tokens} tokens, the Thinker engine was built for {self.max_input_len}; "
             "shorten the history or build with a larger --maxInputLen"

@@ -1,6 +1,7 @@
 """Chat template and tokens, from the checkpoint's own files: tokenizer.json and chat_template.{jinja,json}."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from omni_ros.errors import EngineError, InputError
+from omni_ros.pipeline.cutting import add_tokens
 from omni_ros.pipeline.template_check import check_template, template_environment
 from omni_ros.pipeline.tool_calls import MARKS
 
@@ -31,10 +33,12 @@ class ChatTokenizer:
             self.special = [token["content"] for token in content.get("added_tokens") or []]
             # The same words without special tokens: to it, they are letters like others.
             self.plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
+            for tokenizer in (self.tokenizer, self.plain):
+                tokenizer.model._resize_cache(0)  # 75 MB of the first 10,000 words that anybody sends, for ever
         except Exception as e:  # tokenizers raises nothing more special
             raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
-        # In letters, of a text that Unicode's composition may shorten to a quarter.
-        self.longest_token = 4 * max(map(len, self.tokenizer.get_vocab()))
+        # In bytes, for each of which the vocabulary has a letter of one or two.
+        self.longest_token = max(len(token.encode()) for token in self.tokenizer.get_vocab())
         # Marks of tool calls that a reply's text does not show, because the tokenizer calls them special: id -> mark.
         hidden = {token["content"] for token in content.get("added_tokens") or [] if token["special"]}
         self.marks = {self.tokenizer.token_to_id(mark): mark for mark in MARKS if mark in hidden}
@@ -53,11 +57,12 @@ class ChatTokenizer:
         answer: bool = True,
         special_tokens: bool = True,
         tools: list[dict[str, Any]] | None = None,
+        most: float = math.inf,
     ) -> np.ndarray:
         """int64 [S]; every media part is still ONE placeholder token. With `answer` it ends with the assistant's opening.
 
         Without `special_tokens`, those that a text spells out become ordinary tokens, which no template is made of. `tools` are
-        the robot's own words, and taken as they are.
+        the robot's own words, and taken as they are. Raises PromptTooLongError as soon as there are clearly more than `most`.
         """
         spelled: list[str] = []
         if not special_tokens:
@@ -68,22 +73,19 @@ class ChatTokenizer:
             raise InputError(f"the chat template refuses these messages: {e}") from e
         except Exception as e:  # templates are programs, and the checkpoint's
             raise InputError(f"the chat template fails on these messages: {type(e).__name__}: {e}") from e
-        try:
-            pieces = HIDDEN.split(text) if spelled else [text]  # template, number of a hidden text, template, ...
-            ids: list[int] = []
-            for i, piece in enumerate(pieces):
-                tokenizer, piece = (self.plain, spelled[int(piece)]) if i % 2 else (self.tokenizer, piece)
-                ids += tokenizer.encode(piece, add_special_tokens=False).ids
-            return np.array(ids, np.int64)
-        except TypeError as e:  # half a surrogate pair, as JSON can escape it, is no character
-            raise InputError("the messages hold text that is not valid Unicode") from e
+        pieces = HIDDEN.split(text) if spelled else [text]  # template, number of a hidden text, template, ...
+        ids: list[int] = []
+        for i, piece in enumerate(pieces):
+            tokenizer, piece = (self.plain, spelled[int(piece)]) if i % 2 else (self.tokenizer, piece)
+            add_tokens(ids, tokenizer, piece, most, self.longest_token)
+        return np.array(ids, np.int64)
 
-    def words(self, text: str) -> list[int]:
-        """The tokens of a reply that is this text: of what spells a special token, ordinary ones."""
-        try:
-            return self.plain.encode(text, add_special_tokens=False).ids
-        except TypeError as e:
-            raise InputError("the text is not valid Unicode") from e
+    def words(self, text: str, most: int) -> list[int]:
+        """The tokens of a reply that is this text: of what spells a special token, ordinary ones. Raises PromptTooLongError
+        when there are clearly more than `most`."""
+        ids: list[int] = []
+        add_tokens(ids, self.plain, text, most, self.longest_token)
+        return ids
 
     def _hide(self, message: dict[str, Any], spelled: list[str]) -> dict[str, Any]:
         """`message` with each text that spells a special token moved to `spelled`, a mark in its place."""
