@@ -4,7 +4,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from omni_ros.pipeline.request import Finished, Request
 from omni_ros.pipeline.tokenizer import ChatTokenizer, TextStream
 
 MEGABYTE = 1 << 20
-KINDS = ("word ", "x", "a\u0308", " ", "\n", "日本語、", "<|im_start|>", "1", "a, b\t\n")
+WORDS = ("word ", "a, b\t\n")
+RUNS = ("x", "a\u0308", " ", "\n", "日本語、", "<|im_start|>", "1")  # without a place to cut at: the longest token bounds them
 SHORT = {"max_generate_length": 4, "max_audio_length": 4}
 LETTERS = [
     *"aBé1 2 '-_<|>.,\n\t\r\u0301\u00a0\u3000日本🤖   ",
@@ -67,10 +68,20 @@ def given(pipeline: Pipeline, monkeypatch) -> list[int]:
     return found
 
 
-def most(pipeline: Pipeline) -> int:
-    """Letters that the longest prompt may have, and a few stretches for each of the prompts that are tried."""
+@pytest.fixture
+def most(pipeline: Pipeline, monkeypatch) -> Callable[[str], int]:
+    """How many letters of a text made of `letters` may be looked at: what the longest prompt has room for, and some stretches."""
     prompts = pipeline.models.prompts
-    return prompts.max_input_len * prompts.tokenizer.longest_token + 4 * STRETCH
+
+    def bound(letters: str) -> int:
+        if letters in RUNS:
+            return prompts.max_input_len * prompts.tokenizer.longest_token + 4 * STRETCH
+        # As in published vocabularies, where a token may be a line of spaces: no bound on letters keeps a megabyte out.
+        monkeypatch.setattr(prompts.tokenizer, "longest_token", 4096)
+        sample = letters * 100
+        return prompts.max_input_len * len(sample) // len(prompts.tokenizer.plain.encode(sample).ids) + 4 * STRETCH
+
+    return bound
 
 
 def user(text: str) -> list[dict[str, Any]]:
@@ -93,30 +104,36 @@ ENTRANCES = {
 
 @pytest.mark.parametrize("special_tokens", [True, False])
 @pytest.mark.parametrize("entrance", ENTRANCES)
-@pytest.mark.parametrize("letters", KINDS)
-def test_a_megabyte_is_refused_before_it_is_cut(pipeline, given, letters, entrance, special_tokens):
+@pytest.mark.parametrize("letters", WORDS + RUNS)
+def test_a_megabyte_is_refused_before_it_is_cut(pipeline, given, most, letters, entrance, special_tokens):
+    limit = most(letters)
+    del given[:]
     text = letters * (MEGABYTE // len(letters.encode()))
     with pytest.raises(PromptTooLongError, match=f"{pipeline.models.prompts.max_input_len}.*--maxInputLen"):
         list(pipeline.generate(Request(ENTRANCES[entrance](text), special_tokens=special_tokens, **SHORT)))
-    assert sum(given) < most(pipeline)
+    assert sum(given) < limit
     assert isinstance(list(pipeline.generate(Request(user("hi"), **SHORT)))[-1], Finished)
 
 
-@pytest.mark.parametrize("letters", KINDS)
-def test_a_megabyte_to_say(pipeline, given, letters):
+@pytest.mark.parametrize("letters", WORDS + RUNS)
+def test_a_megabyte_to_say(pipeline, given, most, letters):
+    limit = most(letters)
+    del given[:]
     with pytest.raises(PromptTooLongError, match=f"limit is {pipeline.models.prompts.max_input_len} tokens"):
         list(pipeline.generate(Request(user("hi"), say="a" + letters * (MEGABYTE // len(letters.encode())), **SHORT)))
-    assert sum(given) < most(pipeline)
+    assert sum(given) < limit
 
 
 @pytest.mark.parametrize("letters", ["word ", "<|im_start|>"])
-def test_a_request_file_of_a_megabyte(pipeline, given, letters, tmp_path):
+def test_a_request_file_of_a_megabyte(pipeline, given, most, letters, tmp_path):
+    limit = most(letters)
+    del given[:]
     file = tmp_path / "requests.json"
     file.write_text(json.dumps({"requests": [{"messages": user(letters * (MEGABYTE // len(letters)))}]}))
     [request], _ = read_requests(file, audio_output=True, streaming=True)
     with pytest.raises(PromptTooLongError, match="--maxInputLen"):
         list(pipeline.generate(request))
-    assert sum(given) < most(pipeline)
+    assert sum(given) < limit
 
 
 class Answers(Face):
@@ -127,8 +144,9 @@ class Answers(Face):
         self.outcomes.append(outcome)
 
 
-def test_everybody_who_talks_to_a_robot_sends_a_megabyte(pipeline, given):
+def test_everybody_who_talks_to_a_robot_sends_a_megabyte(pipeline, given, most):
     """Turns with a history, which is tried in shorter and shorter forms; and what was refused is not remembered."""
+    limit = most("word ")
     conversation, face = pipeline.conversation(), Answers()
     dialogue = Dialogue(conversation, face, settings=Settings(generation=SHORT), history_turns=2)
     try:
@@ -139,7 +157,7 @@ def test_everybody_who_talks_to_a_robot_sends_a_megabyte(pipeline, given):
         text = "word " * (MEGABYTE // 5)
         dialogue.ask(text)
         dialogue.join()
-        assert "--maxInputLen" in face.outcomes[-1].error and sum(given) < 3 * most(pipeline)
+        assert "--maxInputLen" in face.outcomes[-1].error and sum(given) < 3 * limit
         for entrance in (dialogue.perceive, dialogue.say):
             with pytest.raises(InputError, match="the limit is"):
                 entrance(text)

@@ -37,8 +37,8 @@ class ChatTokenizer:
                 tokenizer.model._resize_cache(0)  # 75 MB of the first 10,000 words that anybody sends, for ever
         except Exception as e:  # tokenizers raises nothing more special
             raise EngineError(f"{path}: not a readable tokenizer ({e}); export the Thinker and build it again") from e
-        # In bytes, for each of which the vocabulary has a letter of one or two.
-        self.longest_token = max(len(token.encode()) for token in self.tokenizer.get_vocab())
+        # In bytes: the vocabulary has a letter for each, but for special tokens.
+        self.longest_token = max(*map(len, self.plain.get_vocab()), *(len(token.encode()) for token in self.special), 1)
         # Marks of tool calls that a reply's text does not show, because the tokenizer calls them special: id -> mark.
         hidden = {token["content"] for token in content.get("added_tokens") or [] if token["special"]}
         self.marks = {self.tokenizer.token_to_id(mark): mark for mark in MARKS if mark in hidden}
