@@ -21,7 +21,7 @@ setup(
     maintainer_email="maintainers@example.org",
     packages=package_and_below(NAME, NAME) + package_and_below(OFFLINE, "offline"),
     package_dir={OFFLINE: "offline"},
-    package_data={NAME: ["engines/cuda/kernels/*/*.cu", "dialogue/smart_turn_v3/*"]},
+    package_data={NAME: ["engines/cuda/kernels/*/*.cu", "dialogue/smart_turn_v3/*", "nodes/fastdds.xml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -29,7 +29,6 @@ from demo.script import TURNS, Turn  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "demo" / "model"
-DISCOVERY = ROOT / "config" / "fastdds_discovery.xml"
 START = 120.0  # seconds the node may take to load engines
 FINISH = 30.0  # seconds the last answer may take after the bag has ended
 PARAMETERS = {
@@ -83,8 +82,7 @@ def start_node(engine_dir: Path) -> subprocess.Popen:
     arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
     command = python("omni_ros.nodes.omni_node", "--ros-args", *arguments)
     show(command)
-    environment = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(DISCOVERY)} | os.environ  # as the launch file does
-    return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command)
 
 
 def wait(what: str, condition: Callable[[], object], seconds: float, node: subprocess.Popen) -> None:

@@ -1,15 +1,11 @@
 """Start the omni node: `ros2 launch omni_ros omni.launch.py engine_dir:=/path/to/engines`."""
 
-import os
-
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"  # of Fast DDS; other middlewares do not read it
 
 ARGUMENTS = (
     DeclareLaunchArgument("engine_dir", default_value="", description="engines; empty: as in params_file"),
@@ -33,8 +29,6 @@ def omni_node(context: LaunchContext) -> list[LifecycleNode]:
     overrides = {"autostart": ParameterValue(LaunchConfiguration("autostart"), value_type=bool)}
     if engine_dir := LaunchConfiguration("engine_dir").perform(context):
         overrides["engine_dir"] = engine_dir
-    # A microphone that is started after the node is known to it within half a second instead of three.
-    quick_discovery = PathJoinSubstitution([FindPackageShare("omni_ros"), "config", "fastdds_discovery.xml"])
     node = LifecycleNode(
         package="omni_ros",
         executable="omni",
@@ -42,7 +36,6 @@ def omni_node(context: LaunchContext) -> list[LifecycleNode]:
         namespace=LaunchConfiguration("namespace"),
         parameters=[LaunchConfiguration("params_file"), overrides],
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],
-        additional_env={} if PROFILE in os.environ else {PROFILE: quick_discovery},
         output="screen",
         # Without this, launch waits for ever for a lifecycle node that ended before it could be reached.
         on_exit=lambda event, context: None if context.is_shutdown else Shutdown(reason="omni has ended"),

@@ -3,8 +3,6 @@
 ros2 launch omni_ros robot.launch.py engine_dir:=/path/to/engines [microphone:=USB speaker:=USB echo:=aec]
 """
 
-import os
-
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler, Shutdown, TimerAction
 from launch.event_handlers import OnProcessStart
@@ -16,7 +14,6 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
-PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"  # of Fast DDS; other middlewares do not read it
 KNOWN_AFTER = 4.0  # seconds until a process that was started again has been discovered
 PATIENCE = 8.0  # seconds without news of a node after which it is asked again
 ORDER = ("speaker", "microphone", "omni")  # each is active before the next one is: the echo's reference, the ears, the voice
@@ -79,8 +76,6 @@ def node(context: LaunchContext, name: str, own: dict, value, respawn: bool) -> 
         parameters=[*files, *given, said, {"autostart": False}],
         remappings=[tuple(pair.split(":=", 1)) for pair in value("remap").split()],
         ros_arguments=["--log-level", value("log_level")],
-        # A node that starts after another is known to it within half a second instead of three.
-        additional_env={} if PROFILE in os.environ else {PROFILE: shared("config", "fastdds_discovery.xml")},
         respawn=respawn,
         respawn_delay=2.0,
         output="screen",

@@ -258,14 +258,14 @@ def test_domains(monkeypatch, given, level):
 
 
 def test_profiles(tmp_path, monkeypatch):
-    for variable in ros.PROFILE_VARIABLES:
+    for variable in ros.VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     assert found(ros.profile) == []
-    monkeypatch.setenv(ros.PROFILE_VARIABLES[0], str(ROOT / "config" / "fastdds_discovery.xml"))
+    monkeypatch.setenv(ros.VARIABLES[0], str(ROOT / "config" / "fastdds_large_images.xml"))
     assert one(ros.profile).level == OK
     (tmp_path / "p.xml").write_text("<profiles>")
     for path in (tmp_path / "p.xml", tmp_path / "none.xml"):
-        monkeypatch.setenv(ros.PROFILE_VARIABLES[0], str(path))
+        monkeypatch.setenv(ros.VARIABLES[0], str(path))
         assert one(ros.profile).level == FAILURE and str(path) in one(ros.profile).text
 
 

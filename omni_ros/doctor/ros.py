@@ -6,11 +6,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from omni_ros.doctor.finding import FAILURE, OK, WARNING, Finding, Subject, try_out
+from omni_ros.nodes.middleware import VARIABLES
 
 SHM = Path("/dev/shm")
 ENOUGH_SHM, LITTLE_SHM = 128 << 20, 16 << 20  # bytes free: a camera's segments (config/fastdds_large_images.xml) take 32 MB each
 MANY_SEGMENTS = 200
-PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 MIDDLEWARES = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp", "rmw_cyclonedds_cpp", "rmw_connextdds", "rmw_zenoh_cpp")
 SOURCE = "source /opt/ros/jazzy/setup.bash; without a ROS installation: pip install 'omni_ros[ros]'"
 # <depend> of package.xml, which test/test_doctor.py compares.
@@ -115,13 +115,13 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
 
 
 def profile(subject: Subject) -> Iterator[Finding]:
-    for variable in PROFILE_VARIABLES:
+    for variable in VARIABLES:
         if not (path := os.environ.get(variable, "")):
             continue
         try:
             ElementTree.parse(path)
         except (OSError, ElementTree.ParseError) as error:
-            fix = f"unset {variable}, or config/fastdds_discovery.xml of this package"
+            fix = f"unset {variable}: the nodes have a profile of their own"
             yield Finding("profile", FAILURE, f"{variable} is {path}, which Fast DDS cannot use ({error})", fix)
         else:
             yield Finding("profile", OK, f"{variable} is {path}")

@@ -39,7 +39,7 @@ class AudioInput:
     possible in DDS. A publisher that starts later is heard from the moment at which both ends know each other. What that
     takes was measured with Fast DDS on one machine: of a new publisher in a process that is known, nothing is lost where the
     type is given, 20-60 ms with `auto`. A new process is discovered after 1.5 to 2.4 s (at most 3 s, the period at which
-    the node announces itself); with config/fastdds_discovery.xml in the node's environment after 0.15 s at most in six runs.
+    the node announces itself); with nodes/fastdds.xml after 0.15 s at most in six runs.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from omni_ros.errors import OmniError
-from omni_ros.nodes import heap
+from omni_ros.nodes import heap, middleware
 
 WAKE_EVERY = 0.1  # seconds between two looks at whether to end
 # Seconds that the node is given to end after a signal. Loading and prefill cannot be interrupted, and nothing is lost with
@@ -34,6 +34,7 @@ def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -
     # The interpreter's default lets a busy stage keep the others from publishing for 5 ms at a time.
     sys.setswitchinterval(5e-4)
     heap.settle()
+    middleware.settle()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)

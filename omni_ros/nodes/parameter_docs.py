@@ -65,10 +65,10 @@ DOCS_TAIL = """
 # A microphone that starts after the node
 
 It is heard from the moment at which its process and the node know each other. Fast DDS's own settings make that 1.5 to
-2.4 s for a new process (3 s at most); with [config/fastdds_discovery.xml](../config/fastdds_discovery.xml) in the node's
-environment, as the launch file sets it, 0 to 0.15 s. In a process that is known already, nothing is lost where `audio_in_type`
-is given, and 20 to 60 ms where it is `auto`. Measured on one machine, microphone and node in two processes. A driver that waits
-for a subscriber before it records loses nothing.
+2.4 s for a new process (3 s at most); with the node's own profile ([fastdds.xml](../omni_ros/nodes/fastdds.xml), unless
+`FASTRTPS_DEFAULT_PROFILES_FILE` names another), 0 to 0.15 s. In a process that is known already, nothing is lost where
+`audio_in_type` is given, and 20 to 60 ms where it is `auto`. Measured on one machine, microphone and node in two processes. A
+driver that waits for a subscriber before it records loses nothing.
 """
 
 
