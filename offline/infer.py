@@ -11,7 +11,8 @@ in.json:  {"max_generate_length": 256, "requests": [{"messages": [{"role": "user
 Media paths are relative to in.json. Sampling and speech parameters may stand in the file, for all requests, or in one
 request: temperature, top_k, top_p, seed, talker_temperature, talker_top_k, talker_top_p, repetition_penalty,
 max_audio_length (codec frames), max_generate_length (tokens), speaker, runaway_limit (tokens or frames of mere repetition or
-silence that end an answer with an error; 0, the default: none). Text answers need the Thinker and the encoders of
+silence that end an answer with an error; 0, the default: none), special_tokens (false: those that a text spells are plain
+text). Text answers need the Thinker and the encoders of
 the media that are asked about; the CodePredictor is found beside the Talker. Answers are printed while they are made and
 written as each is finished, so a run that is stopped keeps them.
 """

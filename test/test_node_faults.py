@@ -535,3 +535,26 @@ def test_large_pictures_and_texts_leave_no_memory_behind(start):
     ask("Hello.")
     assert memory(process, "VmHWM") - idle <= 300
     assert memory(process, "VmRSS") - idle <= 50
+
+
+def test_a_flood_of_texts_leaves_no_queue_behind(start):
+    """Before: 57 MB stayed in queues of Fast DDS, each place as large as the largest message that was ever in it."""
+    process, client = start(**SHORT)
+    topics = [client.node.create_publisher(String, topic, 10) for topic in ("prompt", "say", "facts")]
+    wait(lambda: client.state == "idle" and client.connected and all(t.get_subscription_count() for t in topics), 30)
+
+    def ask() -> None:
+        seen = len(client.received["response"])
+        client.prompt.publish(String(data="Hello."))
+        wait(lambda: len(client.received["response"]) > seen and client.state == "idle", 60)
+
+    for _ in range(3):
+        ask()
+    idle = memory(process, "VmRSS")
+    for _ in range(3):
+        for _ in range(12):
+            for topic in topics:
+                topic.publish(String(data="word " * 300_000))
+        time.sleep(2)
+        ask()
+    assert memory(process, "VmRSS") - idle <= 30

@@ -26,6 +26,7 @@ PARAMETERS = (
     "max_audio_length",
     "runaway_limit",
     "speaker",
+    "special_tokens",
 )
 # Edge-LLM's fields with no place here: the values that change nothing (None: all), and what happens instead of the others
 WITHOUT_EFFECT: dict[str, tuple[tuple | None, str]] = {

@@ -70,6 +70,8 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not (lowest <= value <= high or greedy and value == 0):
                 raise InputError(f"{name} = {value!r} must be a number from {lowest:g} to {high:g}{', or 0' * greedy}")
+        if not isinstance(self.special_tokens, bool):
+            raise InputError(f"special_tokens = {self.special_tokens!r} must be true or false")
         if not isinstance(self.speaker, (str, NoneType)):
             raise InputError(f"speaker = {self.speaker!r} must be a name")
         if self.say is not None and not (isinstance(self.say, str) and self.say.strip()):
