@@ -15,7 +15,19 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from bench import barge_in, conversation, decode, echo, endpointing, engine_share, export_memory, first_audio, prefill, ros_path
+from bench import (
+    barge_in,
+    conversation,
+    decode,
+    echo,
+    endpointing,
+    engine_share,
+    export_memory,
+    first_audio,
+    idle,
+    prefill,
+    ros_path,
+)
 from bench.models import ROOT, prepare
 from bench.report import Part, machine, text_table, to_json, to_markdown
 
@@ -28,6 +40,7 @@ PARTS = {
     "barge_in": barge_in.measure,
     "endpointing": endpointing.measure,
     "ros": ros_path.measure,
+    "idle": idle.measure,
     "echo": echo.measure,
     "export": export_memory.measure,
 }
