@@ -13,6 +13,10 @@ class EngineError(OmniError):
     """An engine directory is missing, corrupt, or disagrees with its own config.json."""
 
 
+class EngineHungError(EngineError):
+    """A call of an engine does not return. The process that made it has to be ended."""
+
+
 class InputError(OmniError):
     """A request, media file or message that cannot be used: malformed, empty, unreadable."""
 

@@ -26,10 +26,10 @@ from omni_ros.dialogue.sight import Frame, Picture, Sight
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.structured import ResponseSchema
 from omni_ros.dialogue.tools import Tool, ToolReport, Tools
-from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn
+from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn, describe
 from omni_ros.dialogue.turn_start import AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
-from omni_ros.errors import InputError
+from omni_ros.errors import InputError, OmniError
 
 # A loudspeaker and its driver are late: the robot is heard for a little longer than the pacer's clock says.
 ECHO_TAIL = 0.2  # seconds
@@ -194,6 +194,12 @@ class Dialogue:
     def forget_picture(self) -> None:
         """As when the camera goes."""
         self._sight.forget()
+
+    def give_up(self, error: OmniError) -> None:
+        """The model never returns: what is asked ends with `error`, and nothing is answered any more."""
+        if self._worker.give_up():
+            self._on_outcome(Outcome("error", error=describe(error)))
+        self._tell_state()
 
     def join(self) -> None:
         """Until every turn was answered and its speech was heard."""

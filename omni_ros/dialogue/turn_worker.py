@@ -188,6 +188,17 @@ class TurnWorker:
         with self._changed:
             self._changed.wait_for(lambda: not self._has_turn and self._current is None)
 
+    def give_up(self) -> bool:
+        """The model never returns: nothing is answered from now on. Whether somebody waited for an answer."""
+        with self._changed:
+            self._closed = True
+            lost = self.thinking or len(self._says) > 0
+            self.cancel()
+            self.withdraw()
+            for turn in self._turns():
+                turn.answered = True
+            return lost
+
     def close(self, timeout: float) -> bool:
         """Stop for good; False when the turn in progress did not reach its next decode step in time."""
         with self._changed:

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from omni_ros.engines.config import EngineConfig
+from omni_ros.engines.watchdog import Call, in_progress
 from omni_ros.errors import EngineError, KVCacheFullError
 
 
@@ -73,19 +74,23 @@ class Engine(Protocol):
 
 # ---- for backends ---------------------------------------------------------------------------------------------------
 class Running:
-    """`with running:` is one run at a time, and an error that leaves it keeps nothing of the engine alive.
+    """`with running:` is one run at a time, known to watchdog.py, and an error that leaves it keeps nothing of the engine alive.
 
     Whoever keeps the error (a diagnostic, a traceback in a reference cycle) would otherwise keep, through the frames that it
     came through, the session or context that `close` lets go of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name  # the engine's
         self.lock = threading.Lock()
 
     def __enter__(self) -> None:
         self.lock.acquire()
+        self.call = Call(self.name)
+        in_progress.add(self.call)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        in_progress.discard(self.call)
         self.lock.release()
         traceback.clear_frames(trace)
 

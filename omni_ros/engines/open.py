@@ -36,7 +36,7 @@ def open_engine(directory: str | Path, threads: int = 0, verify: str | None = No
     at_once = verify == "full" or verify is None and is_quick(config)
     if at_once:
         check_sums(directory, config)
-    with Running():  # an error keeps nothing of what had been loaded
+    with Running(config.engine):  # an error keeps nothing of what had been loaded
         engine = backend.open_engine(directory, config, threads)
         try:
             check_answers(engine)

@@ -37,6 +37,10 @@ class DeviceNode(LifecycleNode):
         self.health.defect(describe(error))
         self.get_logger().error(f"survived a defect: {describe(error)[:LONGEST]}")
 
+    def hung(self) -> bool:
+        """As OmniNode's. A device is never waited for."""
+        return False
+
     def bad(self, topic: str, reason: str) -> None:
         """A message that cannot be used."""
         self.health.bad_message(topic, reason)

@@ -24,8 +24,8 @@ END_WITHIN = 1.3
 
 
 def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -> int:
-    """Spin until SIGINT or SIGTERM and return the exit code: 1 when the node cannot be made, or parameter `autostart` is true
-    and it cannot be configured and activated.
+    """Spin until SIGINT or SIGTERM and return the exit code: 1 when the node cannot be made, when parameter `autostart` is true
+    and it cannot be configured and activated, or when it says that it is `hung`.
 
     The node lives on a thread of its own, because Python hears a signal only on the main thread and only between two calls
     into C, and loading engines is one long call. The handlers are ours, because rclpy's close the context at once, under
@@ -43,7 +43,8 @@ def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     life = _Life(make_node, wake)
     while not life.ended.is_set() and not select.select([woken], [], [], 1.0)[0]:
-        continue
+        if life.hung():
+            break
     life.stop.set()
     life.join(END_WITHIN)
     if threading.active_count() > 1:
@@ -60,11 +61,19 @@ class _Life:
     def __init__(self, make_node: Callable[[], LifecycleNode], wake: int) -> None:
         self._make_node = make_node
         self._wake = wake
+        self._node: LifecycleNode | None = None
         self.stop = threading.Event()
         self.ended = threading.Event()
         self.code = 0
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
         self._thread.start()
+
+    def hung(self) -> bool:
+        """Whether the node cannot go on, nor be waited for."""
+        if self._node is None or not self._node.hung():
+            return False
+        self.code = 1
+        return True
 
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
@@ -85,7 +94,7 @@ class _Life:
                 os.write(self._wake, b"\0")
 
     def _live(self) -> None:
-        node = self._make_node()
+        node = self._node = self._make_node()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
@@ -101,6 +110,7 @@ class _Life:
                     node.survived(error)
                     self.stop.wait(0.01)  # should it never get better
         finally:
+            self._node = None
             node.on_shutdown(None)
             executor.shutdown()
             node.destroy_node()

@@ -4,6 +4,7 @@ Callbacks only check and hand over: listening, answering and speaking happen on 
 """
 
 import sys
+import time
 from collections.abc import Callable
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -12,6 +13,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import SetBool, Trigger
 
 from omni_ros.dialogue.turn import describe
+from omni_ros.engines.watchdog import Watchdog
 from omni_ros.nodes import parameters
 from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
 from omni_ros.nodes.configured import Configured
@@ -22,6 +24,8 @@ from omni_ros.nodes.outputs import Outputs
 from omni_ros.nodes.tools import RosTools
 from omni_ros.nodes.transitions import DONE, attempt, refuse_what_is_not_possible
 
+CONFIGURING = 10.0  # times as long may a call of an engine take while the first ones compile and plan
+
 
 class OmniNode(LifecycleNode):
     def __init__(self) -> None:
@@ -31,6 +35,7 @@ class OmniNode(LifecycleNode):
         self._enabled = True
         parameters.declare(self, is_configured=lambda: self._configured is not None)
         self._health = Health()
+        self._watchdog = Watchdog()
         self._outputs = Outputs(self, self._health)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/cancel", self._service(lambda request: self._cancel()))
@@ -44,6 +49,23 @@ class OmniNode(LifecycleNode):
     def survived(self, error: Exception) -> None:
         """Something was raised by a callback, timer or service."""
         self._outputs.failed(error)
+
+    def hung(self) -> bool:
+        """Called every second from a thread of its own: whether a call of an engine does not return, so that only the end of
+        the process helps. It was told then."""
+        limit = self.get_parameter("engine_timeout").value * (1 if self._configured is not None else CONFIGURING)
+        error = self._watchdog.look(time.monotonic(), limit)
+        if error is None:
+            return False
+        try:
+            self.get_logger().fatal(str(error))
+            self._health.condition("engine", str(error), DiagnosticStatus.ERROR)
+            if self._configured is not None:
+                self._configured.dialogue.give_up(error)
+            self._publish_diagnostics()
+        except Exception as defect:  # noqa: BLE001 - the process has to end, whatever else is broken
+            self.survived(defect)
+        return True
 
     # ---- lifecycle ----------------------------------------------------------------------------------------------
 

@@ -44,6 +44,8 @@ NODE = {
         _fixed("engine_dir", "", "folder that offline.build_engines made; ~ is the home folder", constraint="required"),
         _fixed("threads", 0, "CPU threads of each engine, 0: one per core", 0, 256),
         _fixed("verify", "auto", "what of the engines' files is compared with their checksums", constraint=VERIFY),
+        Parameter("engine_timeout", 60.0, "seconds after which a call of an engine counts as hung, ten times as many while "
+                  "configuring: the turn fails, and the node ends with exit code 1, to be started again; 0: never", 0.0, 3600.0),
         _fixed("autostart", True, "configure and activate without waiting for a lifecycle manager"),
         Parameter("lock_parameters", False, "refuse every later change of a parameter, of this one too, until the node ends"),
     ),

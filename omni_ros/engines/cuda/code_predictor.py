@@ -30,7 +30,7 @@ class CudaCodePredictor:
     verified: bool | str | None = None
 
     def __init__(self, directory: Path, config: EngineConfig):
-        self.directory, self.config, self.running = directory, config, Running()
+        self.directory, self.config, self.running = directory, config, Running(config.engine)
         self.decoder = decoder_sizes(directory, config)
         self.device = CudaDevice(config.engine)
         try:

@@ -32,7 +32,7 @@ class CudaDecoder:
 
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
-        self.running, self.one_state = Running(), OneState(config.engine)
+        self.running, self.one_state = Running(config.engine), OneState(config.engine)
         self.closing: list[Callable[[], None]] = []  # what belongs to this engine and goes with it
         self.decoder = decoder_sizes(directory, config)
         self.device = CudaDevice(config.engine)

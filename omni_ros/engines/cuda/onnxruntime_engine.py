@@ -35,7 +35,7 @@ class OnnxRuntimeCudaEngine:
         ort.preload_dlls()
         # Otherwise attention over a new number of rows waits 0.1 s for cuDNN's plan.
         os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
-        self.directory, self.config, self.running = directory, config, Running()
+        self.directory, self.config, self.running = directory, config, Running(config.engine)
         self.session: ort.InferenceSession | None = None
         # The provider keeps handles per thread that take 100 ms to make, and a turn's stages are new threads.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=config.engine)

@@ -25,7 +25,7 @@ class CudaProjection:
 
     def __init__(self, path: Path, config: DecoderConfig):
         """`config` is the Talker's: one set of kernels serves both."""
-        self.path, self.running = path, Running()
+        self.path, self.running = path, Running(path.name)
         layers = open_projection_weights(path)
         self.sizes = [layers[0][0].shape[1], *(len(weight) for weight, _ in layers)]
         self.device = CudaDevice(path.stem)

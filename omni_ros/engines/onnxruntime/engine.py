@@ -20,7 +20,7 @@ class OnnxRuntimeEngine:
     verified: bool | str | None = None
 
     def __init__(self, directory: Path, config: EngineConfig, threads: int):
-        self.directory, self.config, self.running = directory, config, Running()
+        self.directory, self.config, self.running = directory, config, Running(config.engine)
         self.session: ort.InferenceSession | None = load_session(directory, config, threads, ["CPUExecutionProvider"])
         check_graph(self.session, directory, config)
         self.binding = self.session.io_binding()  # of an engine without state

@@ -32,7 +32,7 @@ class TensorRTEngine:
     def __init__(self, directory: Path, config: EngineConfig, built: TensorRTConfig, trt: ModuleType, plan: np.ndarray):
         """`trt` is the TensorRT that `built` names, `plan` uint8 the content of model.engine."""
         self.directory, self.config, self.built = directory, config, built
-        self.running, self.one_state = Running(), OneState(config.engine)
+        self.running, self.one_state = Running(config.engine), OneState(config.engine)
         self.max_rows = config.limits.max_input_len if isinstance(config.limits, DecoderLimits) else 1
         self.position = config.position.input if config.position else None
         self.inputs = {i.name: i for i in config.fed}
@@ -40,7 +40,7 @@ class TensorRTEngine:
         self.engine: Any = None  # trt.ICudaEngine
         self.device = CudaDevice(config.engine)
         try:
-            with Running():  # whoever keeps an error would keep TensorRT's share of the GPU
+            with Running(config.engine):  # whoever keeps an error would keep TensorRT's share of the GPU
                 self._load(trt, plan)
         except BaseException:
             self.close()
