@@ -47,3 +47,7 @@ class KVCacheFullError(OmniError):
 
 class DeviceError(OmniError):
     """A microphone or loudspeaker cannot be had: absent, in use, taken away, or its library is not installed."""
+
+    def __init__(self, text: str, final: bool = False):
+        super().__init__(text)
+        self.final = final  # trying again does not help

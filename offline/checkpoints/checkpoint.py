@@ -150,4 +150,4 @@ def write_safetensors(
         f.write(struct.pack("<Q", len(encoded)) + encoded)
         for dtype, _, parts in tensors.values():
             for part in parts:
-                np.ascontiguousarray(part, dtype).tofile(f)
+                f.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data)

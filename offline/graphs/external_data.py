@@ -69,9 +69,9 @@ class ExternalData:
         self.file.write(gap)
         self.hash.update(gap)
         for part in parts:
-            array = np.ascontiguousarray(part, dtype)
-            hashed = self.hasher.submit(self.hash.update, array.reshape(-1).view(np.uint8).data)
-            array.tofile(self.file)
+            content = np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data
+            hashed = self.hasher.submit(self.hash.update, content)
+            self.file.write(content)  # not tofile, which does not say why it fails
             hashed.result()
         tensor = TensorProto(name=name, data_type=onnx_type or ONNX_TYPE[np.dtype(dtype)], dims=shape)
         tensor.data_location = TensorProto.EXTERNAL

@@ -64,6 +64,10 @@ def _workshop(target: Path) -> Iterator[tuple[Path, bool]]:
                 if entry.is_dir(follow_symlinks=False):
                     others |= not _remove_leftover(Path(entry.path))
         yield workshop, others
+    except OSError as error:
+        if error.errno and error.filename is None:  # writing: the system says what happened, not where
+            error.filename = str(target)
+        raise
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
         if lock is not None:

@@ -1,5 +1,6 @@
 """Devices without hardware, at the pace of a clock: a WAV file or nothing in place of a microphone or a loudspeaker."""
 
+import contextlib
 import wave
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class PacedSink:
         self.rate, self.channels = rate, channels
         self.underflows = 0
         self._clock = clock
+        self._path = path
         self._file = _create(path, rate, channels) if path is not None else None
         self._began = clock.now()
         self._written = 0
@@ -57,12 +59,18 @@ class PacedSink:
 
     def _put(self, pcm: np.ndarray) -> None:
         self._written += len(pcm)
-        if self._file is not None:  # written through: whoever looks at the file sees all that was played
+        if self._file is None:
+            return
+        try:  # written through: whoever looks at the file sees all that was played
             self._file.writeframes((np.clip(pcm, -1, 1) * 32767).round().astype("<i2").tobytes())
+        except OSError as error:  # a full disk; to open the file again would empty it
+            text = f"{self._path}: cannot be written any more ({error.strerror}): it has what was played until then. Make room, then "
+            raise DeviceError(text + "deactivate and activate the node: it begins the file again", final=True) from error
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what is still to be written does not fit either
+                self._file.close()
 
 
 def read_wav(path: Path) -> tuple[np.ndarray, int]:

@@ -46,7 +46,7 @@ class Reconnect:
     def lost(self, error: DeviceError) -> None:
         self.close()
         self.problem = str(error)
-        self._again_at = self._clock.now() + PAUSES[min(self._failures, len(PAUSES) - 1)]
+        self._again_at = self._clock.now() + (PAUSES[min(self._failures, len(PAUSES) - 1)] if not error.final else float("inf"))
         self._failures += 1
 
     def close(self) -> None:
