@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import omni_sounds
 import pytest
 from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -469,3 +470,66 @@ def test_a_bag_that_was_moved_is_the_same_bag(tmp_path):
     bag = write_bag(tmp_path / "bag", [(0.0, "/prompt", words("hello")), (1.0, "/prompt", words("again"))])
     moved = shutil.move(bag, tmp_path / "elsewhere")
     assert [arrival.message.data for arrival in Bag(Path(moved)).arrivals("prompt")] == ["hello", "again"]
+
+
+# ---- what else the node takes ---------------------------------------------------------------------------------------------
+
+
+def cloud(metres: float, height: int = 48, width: int = 64):
+    """A wall of one colour, organised, as cameras send it."""
+    rows = np.zeros((height, width, 16), np.uint8)
+    rows[..., 8:12] = np.full((height, width, 1), metres, "<f4").view(np.uint8)
+    rows[..., 12:15] = (10, 20, 200)
+    fields = [message("sensor_msgs/msg/PointField", axis, 4 * i, 7, 1) for i, axis in enumerate(("x", "y", "z", "rgb"))]
+    kind = "sensor_msgs/msg/PointCloud2"
+    return message(kind, header(), height, width, fields, False, 16, 16 * width, rows.reshape(-1), False)
+
+
+def test_words_to_say_facts_and_distances_are_replayed(engine_dirs, tmp_path):
+    arrivals = [
+        (0.2, "/robot/facts", words('{"battery": 0.4}')),
+        (0.3, "/camera/points", cloud(2.0)),
+        (0.3, "/camera/image_raw", picture(96, 128)),
+        (0.5, "/robot/prompt", words("Where is the wall?")),
+        (6.0, "/robot/say", words("Hello.")),
+        (6.1, "/robot/facts", words("{")),
+    ]
+    bag = write_bag(tmp_path / "bag", arrivals)
+    options = ["--engine_dir", engine_dirs["plain"], *GREEDY, "max_generate_length=6", "max_audio_length=20", "runaway_limit=0"]
+    assert replayed(bag, tmp_path / "picture", *options) == 0
+    assert replayed(bag, tmp_path / "points", *options, "image_transport=points") == 0
+    seen, measured = result(tmp_path / "picture"), result(tmp_path / "points")
+    assert seen["topics"]["camera"] == "/camera/image_raw" and "points" not in seen["topics"]
+    assert measured["topics"]["points"] == "/camera/points" and "camera" not in measured["topics"]
+    for told in (seen, measured):
+        asked, said = told["turns"]
+        assert asked["said"] == "Where is the wall?" and "battery: 0.4 (now)" in asked["facts"]
+        assert (said["say"], said["said"], said["text"]) == ("Hello.", "", "Hello.") and said["samples"] > 0
+        assert said["asked_s"] == pytest.approx(5.8 + 0.3, abs=0.35) and told["history"][-1] == "assistant: Hello."
+        assert [what for _, what in told["problems"]] == [told["problems"][0][1]] and "facts" in told["problems"][0][1]
+    assert seen["turns"][0]["picture"] == [96, 128] and measured["turns"][0]["picture"] == [48, 64]
+    assert "nearest 2.00 m" in measured["turns"][0]["facts"] and "nearest" not in seen["turns"][0]["facts"]
+    assert replayed(bag, tmp_path / "again", *options, "--compare", tmp_path / "picture") == 0
+    other = write_bag(tmp_path / "other", [(0.2, "/facts", words('{"battery": 0.1}')), *arrivals[1:5]])
+    assert replayed(other, tmp_path / "changed", *options, "--compare", tmp_path / "picture") == 1
+
+
+def test_a_button_is_replayed(engine_dirs, tmp_path):
+    """What is said while it is held is the turn; the same sound without it is none."""
+    pcm = np.concatenate([np.zeros(8000), omni_sounds.question(), np.zeros(16000)]).astype(np.int16)
+    arrivals = [
+        (0.02 * (i + 1), "/audio", sound(piece))
+        for i, piece in enumerate(np.split(pcm[: pcm.size // 320 * 320], pcm.size // 320))
+    ]
+    held = [
+        (0.3, "/push_to_talk", message("std_msgs/msg/Bool", True)),
+        (3.0, "/push_to_talk", message("std_msgs/msg/Bool", False)),
+    ]
+    options = ["--engine_dir", engine_dirs["plain"], *GREEDY, "max_generate_length=6", "max_audio_length=6", "runaway_limit=0"]
+    options += ["turn_start=push_to_talk", "vad=energy"]
+    pressed = write_bag(tmp_path / "pressed", [*arrivals, *held])
+    assert replayed(pressed, tmp_path / "with", *options) == 0
+    (turn,) = result(tmp_path / "with")["turns"]
+    assert 1.0 < turn["sound_s"] < 3.0 and result(tmp_path / "with")["topics"]["push_to_talk"] == "/push_to_talk"
+    assert replayed(write_bag(tmp_path / "alone", arrivals), tmp_path / "without", *options) == 0
+    assert result(tmp_path / "without")["turns"] == []

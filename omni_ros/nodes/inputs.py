@@ -12,6 +12,7 @@ from omni_ros.errors import InputError
 from omni_ros.nodes.audio_input import AudioInput
 from omni_ros.nodes.camera import Camera
 from omni_ros.nodes.outputs import Outputs
+from omni_ros.nodes.point_cloud import DISTANCE
 
 
 class Inputs:
@@ -36,7 +37,7 @@ class Inputs:
             node,
             transport=value("image_transport"),
             see=dialogue.see,
-            measure=functools.partial(dialogue.perception.put, "distance of what I see"),
+            measure=functools.partial(dialogue.perception.put, DISTANCE),
             on_bad=functools.partial(outputs.bad, "camera"),
         )
         try:

@@ -9,6 +9,7 @@ from omni_ros.errors import InputError
 from omni_ros.nodes.messages import shown
 from omni_ros.preprocess.picture import MAX_PIXELS
 
+DISTANCE = "distance of what I see"  # the fact's name
 FLOATS = {7: "f4", 8: "f8"}  # sensor_msgs/PointField datatypes of coordinates
 PACKED = (6, 7)  # UINT32 and FLOAT32: of a colour, four bytes 0xAARRGGBB
 MOST_POINTS = 100_000  # that distances are taken from

@@ -22,6 +22,7 @@ from omni_ros import __version__
 from omni_ros.errors import InputError, OmniError
 from omni_ros.nodes.parameter_file import FileParameters
 
+USES = ("audio", "audio_info", "push_to_talk", "camera", "points", "prompt", "facts", "say", "latency")  # of bag.TYPES
 SAME, DIFFERENT, FAILED = 0, 1, 2
 
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--params_file", type=Path, help="parameters of the omni node, as it was or is to be")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="single parameters; seed is 0 unless given")
     parser.add_argument("--compare", type=Path, metavar="EARLIER", help="folder of an earlier replay of the same bag")
-    for use in ("audio", "camera", "prompt", "audio_info", "latency"):
+    for use in USES:
         parser.add_argument(
             f"--{use}", metavar="TOPIC", help=f"the bag's {use} topic, or none; by default guessed by type and name"
         )
@@ -60,12 +61,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     from omni_ros.replay import compare, latencies, results
-    from omni_ros.replay.bag import TYPES, Bag
+    from omni_ros.replay.bag import NONE, Bag
 
     results.check_new(args.out)
     parameters = _parameters(args)
     before = results.read_conversation(args.compare) if args.compare is not None else None
-    bag = Bag(args.bag, {use: getattr(args, use) for use in TYPES})
+    seen = parameters.get_parameter("image_transport").value == "points"
+    unseen = {"camera" if seen else "points": NONE}
+    bag = Bag(args.bag, {use: getattr(args, use) or unseen.get(use) for use in USES})
     try:
         measured = latencies.recorded(bag)
         if not parameters.get_parameter("engine_dir").value:
@@ -73,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
                 raise InputError("--compare needs --engine_dir: without engines nothing is replayed")
             bag.needs("latency")
             return _write_recorded(args, measured)
-        bag.needs("audio", "prompt")
+        bag.needs("audio", "prompt", "say")
         conversation = _replay(args, bag, parameters)
     finally:
         bag.close()

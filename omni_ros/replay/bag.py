@@ -18,7 +18,11 @@ INFO_TYPE, LATENCY_TYPE = "audio_common_msgs/msg/AudioInfo", "diagnostic_msgs/ms
 TYPES = {
     "audio": (AUDIO_TYPES, "audio"),
     "camera": (("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"), ""),
+    "points": (("sensor_msgs/msg/PointCloud2",), "points"),
     "prompt": (("std_msgs/msg/String",), "prompt"),
+    "say": (("std_msgs/msg/String",), "say"),
+    "facts": (("std_msgs/msg/String",), "facts"),
+    "push_to_talk": (("std_msgs/msg/Bool",), "push_to_talk"),
     "audio_info": ((INFO_TYPE,), "audio_info"),
     "latency": ((LATENCY_TYPE,), "latency"),
 }

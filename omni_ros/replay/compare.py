@@ -21,9 +21,11 @@ def differences(now: Conversation, before: Conversation) -> list[str]:
 
 def _turn(now: Turn, before: Turn) -> list[str]:
     found = []
-    asked = [(turn.said, round(turn.sound_s, 3), turn.picture) for turn in (now, before)]
+    asked = [(turn.said, turn.say, round(turn.sound_s, 3), turn.picture) for turn in (now, before)]
     if asked[0] != asked[1]:
         found.append(f"asked {_question(now)}, before {_question(before)}")
+    if now.facts != before.facts:
+        found.append(f"what was known: {now.facts!r}, before {before.facts!r}")
     if abs(now.asked_s - before.asked_s) > 1e-3:
         found.append(f"asked at {now.asked_s:.3f} s, before at {before.asked_s:.3f} s")
     if now.text != before.text or now.error != before.error:
@@ -56,7 +58,7 @@ def _answer(turn: Turn) -> str:
 
 def _question(turn: Turn) -> str:
     picture = f" and a picture of {turn.picture[1]} x {turn.picture[0]}" if turn.picture else ""
-    return (repr(turn.said) if turn.said else f"{turn.sound_s:.3f} s of sound") + picture
+    return f"to say {turn.say!r}" if turn.say else (repr(turn.said) if turn.said else f"{turn.sound_s:.3f} s of sound") + picture
 
 
 def _spans(conversation: Conversation) -> str:

@@ -17,7 +17,7 @@ class Turn:
     """One answer, and what it answers."""
 
     asked_s: float  # since the bag began
-    said: str  # the typed words, or "" for sound
+    said: str  # the typed words, or "" for sound or where nobody asked
     sound_s: float  # seconds of it
     picture: list[int] | None  # height, width
     reason: str
@@ -28,6 +28,8 @@ class Turn:
     latency: dict[str, float]  # stage -> seconds since the user's last sound
     metrics: dict[str, Any]  # the pipeline's
     codes: np.ndarray  # int16 [16, frames] as made
+    say: str = ""  # what a program had the robot speak, in place of an answer
+    facts: str = ""  # what was known and went with the question
     pcm: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int16))  # [n] at 24 kHz as played
     speech_s: float | None = None  # when it began to be played
 

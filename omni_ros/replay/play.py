@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from omni_ros.dialogue.face import Face
+from omni_ros.dialogue.perception import HEAD
 from omni_ros.dialogue.resample import Resampler
 from omni_ros.dialogue.simulated_clock import SimulatedClock
 from omni_ros.dialogue.turn import Outcome, describe
@@ -19,12 +20,13 @@ from omni_ros.errors import InputError
 from omni_ros.nodes import messages
 from omni_ros.nodes.configured import Configured
 from omni_ros.nodes.parameter_file import FileParameters
+from omni_ros.nodes.point_cloud import DISTANCE, check_cloud, cloud_to_rgb, distances
 from omni_ros.pipeline.request import Event, Finished, Request
 from omni_ros.replay.bag import Arrival, Bag
 from omni_ros.replay.conversation import Conversation, Turn, without_playing
 
 AFTERWARDS = 5.0  # simulated seconds after the bag's end: an utterance that it cuts off is closed meanwhile
-CLOSE_WITHIN = 10.0  # seconds
+INPUTS = ("audio", "audio_info", "push_to_talk", "camera", "points", "prompt", "facts", "say")  # uses of the bag's topics
 
 Progress = Callable[[float, str], None]  # seconds since the bag began, a line about what happened or ""
 
@@ -87,8 +89,10 @@ class _Witness(Face):
         made, asked, self.model.finished, self.model.asked = self.model.finished, self.model.asked, None, None
         asked_at, request = asked or (self._clock.now(), Request([]))  # it may have failed before the model was asked
         questions = [message for message in request.messages if message["role"] == "user"]
-        content = _parts(questions[-1]) if questions else []
-        said = " ".join(part["text"] for part in content if part["type"] == "text")
+        content = _parts(questions[-1]) if questions and request.say is None else []
+        texts = [part["text"] for part in content if part["type"] == "text"]
+        facts = "".join(text.lstrip() for text in texts if text.lstrip().startswith(HEAD))
+        said = " ".join(text for text in texts if not text.lstrip().startswith(HEAD))
         pictures = [part["image"] for part in content if part["type"] == "image"]
         turn = Turn(
             asked_s=round(asked_at, 4),
@@ -103,9 +107,11 @@ class _Witness(Face):
             latency=without_playing(outcome.latency),
             metrics=outcome.metrics,
             codes=made.codes.astype(np.int16) if made else np.zeros((16, 0), np.int16),
+            say=request.say or "",
+            facts=facts,
         )
         self.seen.turns.append(turn)
-        question = repr(said) if said else f"{turn.sound_s:.1f} s of speech"
+        question = "say" if turn.say else repr(said) if said else f"{turn.sound_s:.1f} s of speech"
         self._progress(self._clock.now(), f"{question} -> {outcome.error or repr(outcome.text)}")
 
     def bad_input(self, source: str, error: InputError) -> None:
@@ -161,7 +167,7 @@ def play(bag: Bag, parameters: FileParameters, answer_after: float, progress: Pr
         if "audio" in bag.topics:
             sample_rate, channels = (parameters.get_parameter(name).value for name in ("sample_rate", "channels"))
             ears = _Microphone(bag, bag.kind("audio"), sample_rate, channels)
-        for arrival in bag.arrivals("audio", "audio_info", "camera", "prompt"):
+        for arrival in bag.arrivals(*INPUTS):
             clock.sleep(max(0.0, arrival.at - clock.now()))
             try:
                 _arrive(arrival, configured, ears, witness)
@@ -191,6 +197,16 @@ def _arrive(arrival: Arrival, configured: Configured, ears: _Microphone | None, 
             ears.info(message)
         case "prompt":
             dialogue.ask(message.data)
+        case "say":
+            dialogue.say(message.data)
+        case "facts":
+            dialogue.perceive(message.data)
+        case "push_to_talk":
+            dialogue.push_to_talk(message.data)
+        case "points":
+            check_cloud(message)
+            dialogue.see(lambda: cloud_to_rgb(message))
+            dialogue.perception.put(DISTANCE, lambda: distances(message))
         case "camera" if arrival.kind == "sensor_msgs/msg/Image":
             messages.check_image(message)
             dialogue.see(lambda: messages.image_to_rgb(message))
