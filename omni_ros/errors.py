@@ -41,6 +41,10 @@ class RunawayError(OmniError):
         self.repeated = repeated  # so many of the last reply tokens only repeat those before
 
 
+class LowMemoryError(OmniError):
+    """The machine has not enough memory for this turn. A shorter one may do, or the same a little later."""
+
+
 class KVCacheFullError(OmniError):
     """A stateful engine has no room for the next step (KV cache or maximum code length)."""
 

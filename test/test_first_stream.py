@@ -68,3 +68,14 @@ def test_others_are_counted_while_they_are_there():
 def test_a_middleware_that_does_not_count():
     info = {"publication_sequence_number": None, "source_timestamp": 0}
     assert FirstStream().accepts(info, 0.0, lambda: 2)
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 2.0, -2.0])
+def test_a_wall_clock_that_jumps_loses_nothing(jump):
+    """Of the machine that publishes, after two seconds: the arrivals are of a steady one."""
+    stream = FirstStream()
+    for number in range(300):
+        sent = 1e6 + number * 0.02 + (jump if number >= 100 else 0.0)
+        info = {"publication_sequence_number": number + 1, "source_timestamp": int(sent * 1e9)}
+        assert stream.accepts(info, number * 0.02, lambda: 1)
+        assert stream.others(number * 0.02) == 0

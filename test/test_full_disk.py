@@ -125,7 +125,14 @@ def test_answers_before_the_disk_was_full_are_kept(engine_dir, disk, tmp_path):
     (tmp_path / "in.json").write_text(json.dumps(requests))
     output = folder / "out.json"
     done = cli(
-        "offline.infer", "--engineDir", engine_dir, "--inputFile", tmp_path / "in.json", "--outputFile", output, "--enableAudioOutput"
+        "offline.infer",
+        "--engineDir",
+        engine_dir,
+        "--inputFile",
+        tmp_path / "in.json",
+        "--outputFile",
+        output,
+        "--enableAudioOutput",
     )
     assert done.returncode == 1 and "No space left on device" in done.stderr and "audio_req1" in done.stderr
     assert "Traceback" not in done.stderr

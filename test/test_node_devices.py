@@ -17,6 +17,7 @@ from omni_process import OmniProcess, picture, ros, wait  # noqa: F401 - a fixtu
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool, Float32, Int16MultiArray, String
@@ -25,6 +26,7 @@ from demo import table
 from demo.make_bag import read_mono
 from demo.script import TURNS
 from omni_ros.devices.paced import read_wav
+from omni_ros.nodes.speaker_node import SpeakerNode
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 RATE = 24000
@@ -254,3 +256,29 @@ def test_a_spoken_question_is_answered_in_the_wav(robot, start, demo_engine_dir,
     in_file = np.flatnonzero(np.abs(file[:, 0]) > 0.01)
     assert seconds - 0.1 < (in_file[-1] - in_file[0]) / rate < seconds + 1.0  # more where a busy machine lets the file run dry
     assert len(robot.heard["response"]) == 1  # it did not answer itself
+
+
+@pytest.mark.parametrize("jump", [-3600.0, -3.0, 3600.0])
+def test_a_wall_clock_that_jumps_after_a_stop_costs_a_second_of_speech_at_most(ros, jump):
+    """Speech that was sent before a stop is not heard; after a second it cannot be that, but the clock was set back."""
+    node = SpeakerNode()
+    node.set_parameters([Parameter("device", value="null")])
+    try:
+        node.trigger_configure(), node.trigger_activate()
+        piece = Int16MultiArray(data=array.array("h", [5000] * 24000))
+        now = 1.7e18  # ns
+
+        def waits(sent: float) -> bool:
+            node._on_speech(piece, {"source_timestamp": int(now + sent * 1e9)})
+            return node.facts()["speech waiting s"] > 0.5
+
+        node._on_speaking(Bool(data=False), {"source_timestamp": int(now)})
+        assert not waits(-0.1)
+        if jump > 0:
+            assert waits(jump)
+            return
+        time.sleep(1.1)
+        assert waits(jump)
+    finally:
+        node.on_shutdown(None)
+        node.destroy_node()

@@ -112,12 +112,12 @@ def test_a_node_whose_engine_hangs_tells_it_and_ends_to_be_started_again(start, 
     assert client.status().level != DiagnosticStatus.ERROR
     ask_for_too_much(client)
     assert process.process.wait(30) == 1
-    told = [msg.status[0] for msg in client.received["/diagnostics"] if "has not returned" in msg.status[0].message]
-    assert told and told[0].level == DiagnosticStatus.ERROR and "thinker: a call of this engine" in told[0].message
+    told = [msg.status[0] for msg in client.received["/diagnostics"] if "has not come back" in msg.status[0].message]
+    assert told and told[0].level == DiagnosticStatus.ERROR and "a call of engine thinker" in told[0].message
     assert {pair.key: pair.value for pair in told[0].values}["turns error"] == "1"
     assert client.texts("state")[-2:] == ["error", "finalized"]
     log = log_of(process)
-    assert "turn failed: thinker: a call of this engine has not returned for 3 s" in log and "Traceback" not in log
+    assert "turn failed: a call of engine thinker has not come back for 3 s" in log and "Traceback" not in log
     client.forget()
     start(engine_dir=hanging, engine_timeout=3.0, **SHORT)  # as launch and systemd do
     wait(lambda: client.state == "idle" and client.connected, 30)
@@ -130,7 +130,7 @@ def test_one_that_hangs_while_it_is_configured_ends_too(start, engine_dir, tmp_p
     make_it_hang(folder / "thinker", -1)
     process, client = start(engine_dir=folder, engine_timeout=0.3)  # ten times as long while it is configured
     assert process.process.wait(40) == 1
-    assert "thinker: a call of this engine has not returned for 3 s" in log_of(process)
+    assert "a call of engine thinker has not come back for 3 s" in log_of(process)
 
 
 def test_a_node_that_is_stopped_and_continued_in_mid_answer_answers(start):

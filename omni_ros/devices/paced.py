@@ -64,8 +64,8 @@ class PacedSink:
         try:  # written through: whoever looks at the file sees all that was played
             self._file.writeframes((np.clip(pcm, -1, 1) * 32767).round().astype("<i2").tobytes())
         except OSError as error:  # a full disk; to open the file again would empty it
-            text = f"{self._path}: cannot be written any more ({error.strerror}): it has what was played until then. Make room, then "
-            raise DeviceError(text + "deactivate and activate the node: it begins the file again", final=True) from error
+            text = f"{self._path}: cannot be written any more ({error.strerror}) and has what was played until then: "
+            raise DeviceError(text + "make room, then deactivate and activate the node: it begins anew", final=True) from error
 
     def close(self) -> None:
         if self._file is not None:

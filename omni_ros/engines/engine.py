@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from omni_ros.engines.config import EngineConfig
-from omni_ros.engines.watchdog import Call, in_progress
+from omni_ros.engines.watchdog import Call
 from omni_ros.errors import EngineError, KVCacheFullError
 
 
@@ -86,11 +86,11 @@ class Running:
 
     def __enter__(self) -> None:
         self.lock.acquire()
-        self.call = Call(self.name)
-        in_progress.add(self.call)
+        self.call = Call(f"a call of engine {self.name}")
+        self.call.__enter__()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        in_progress.discard(self.call)
+        self.call.__exit__()
         self.lock.release()
         traceback.clear_frames(trace)
 

@@ -9,13 +9,19 @@ LONGEST_LOOK = 5.0  # seconds between two looks that count at most: a process th
 
 
 class Call:
-    """One use of an engine, from its beginning to its end."""
+    """`with Call(what):` around one thing that may never end."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name  # the engine's
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        in_progress.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        in_progress.discard(self)
 
 
-in_progress: set[Call] = set()  # of this process; engine.Running keeps it
+in_progress: set[Call] = set()  # of this process
 
 
 class Watchdog:
@@ -34,6 +40,6 @@ class Watchdog:
         if call is None or not limit or self._waited[call] <= limit:
             return None
         return EngineHungError(
-            f"{call.name}: a call of this engine has not returned for {limit:g} s (engine_timeout); it cannot be cancelled, so "
-            "the process has to be started again. If that repeats: build the engine again, or look at the GPU's driver"
+            f"{call.what} has not come back for {limit:g} s (engine_timeout); it cannot be cancelled, so the process has to be "
+            "started again. If that repeats: build the engine again, or look at the GPU's driver, and at the memory"
         )

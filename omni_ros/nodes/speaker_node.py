@@ -5,6 +5,7 @@ ros2 run omni_ros speaker --ros-args -p device:=USB
 
 import math
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.messages import audio_reader, fill_pcm
 
 QOS = QoSProfile(depth=100)
-JUMP = 5.0  # seconds: a message so much older than a stop comes from a clock that was set back
+OVERTAKEN = 1.0  # seconds after a stop in which speech that was sent before it may still come; later, the clock was set back
 
 
 class SpeakerNode(DeviceNode):
@@ -34,8 +35,8 @@ class SpeakerNode(DeviceNode):
         self._publisher: Any = None  # rclpy's, while active
         self._subscriptions_made: list = []
         self._read: Any = audio_reader(Int16MultiArray, RATE, 1)
-        # When the newest stop was sent: topics overtake each other, and speech that was sent before it must not be heard.
-        self._stopped = 0.0
+        # When the newest stop was sent, and came: topics overtake each other, and speech that was sent before must not be heard.
+        self._stopped, self._stopped_at = 0.0, float("-inf")
 
     def check(self) -> None:
         check_sink(self.value("device"))
@@ -77,7 +78,7 @@ class SpeakerNode(DeviceNode):
 
     def _on_speech(self, msg: Int16MultiArray, info: dict) -> None:
         sent = info["source_timestamp"] / 1e9
-        if self._player is None or sent and self._stopped - JUMP < sent <= self._stopped:
+        if self._player is None or sent and sent <= self._stopped and time.monotonic() - self._stopped_at < OVERTAKEN:
             return
         try:
             self._player.push(self._read(msg)[0])
@@ -86,7 +87,7 @@ class SpeakerNode(DeviceNode):
 
     def _on_speaking(self, msg: Bool, info: dict) -> None:
         if self._player is not None and not msg.data:
-            self._stopped = info["source_timestamp"] / 1e9
+            self._note_stop(info)
             self._player.stop()
 
     def _on_gain(self, msg: Float32, info: dict) -> None:
@@ -94,8 +95,11 @@ class SpeakerNode(DeviceNode):
             self.bad("speech_gain", f"{msg.data} is no gain: it lies between 0 and 1")
         elif self._player is not None:
             if msg.data <= 0:
-                self._stopped = info["source_timestamp"] / 1e9
+                self._note_stop(info)
             self._player.set_gain(msg.data)
+
+    def _note_stop(self, info: dict) -> None:
+        self._stopped, self._stopped_at = info["source_timestamp"] / 1e9, time.monotonic()
 
     def facts(self) -> dict[str, object]:
         return self._player.facts() if self._player is not None else {}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omni_ros.errors import InputError, RunawayError
+from omni_ros.engines.watchdog import Call
+from omni_ros.errors import InputError, LowMemoryError, RunawayError
 from omni_ros.pipeline.channel import Channel, ChannelClosed
 from omni_ros.pipeline.prompt import Prompt
 from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished, ToolCall
@@ -69,16 +70,18 @@ class Turn:
         self.started = time.perf_counter()
         threads = [threading.Thread(target=self._guard, args=(stage,), name=stage.__name__, daemon=True) for stage in stages]
         closer = threading.Thread(target=self._close_events, args=(threads,), name="turn", daemon=True)
-        for thread in threads:
-            thread.start()
-        closer.start()
         try:
+            self._start(*threads, closer)
             yield from self.events
         finally:
             self.cancelled.set()
             self.events.abort()
-            closer.join()
+            for thread in (*threads, closer):
+                if thread.ident is not None:
+                    thread.join()
         error, self.error = self.error, None  # which keeps alive what it passed through
+        if isinstance(error, MemoryError):
+            error = LowMemoryError(f"there is not enough memory for this turn ({error or 'MemoryError'}): end other programs")
         if error is not None:
             if not isinstance(error, InputError):
                 self.conversation.reset()  # rows of a run that failed may hold anything
@@ -87,6 +90,15 @@ class Turn:
             finally:
                 del error  # it and this frame would keep each other alive, and with them the request's pictures
         yield Finished(self.text, self.token_ids, self._codes(), self.reason, self.audio_reason, self._metrics())
+
+    def _start(self, *threads: threading.Thread) -> None:
+        try:
+            with Call("the start of a turn's threads"):  # CPython waits for ever for one that had no memory to begin
+                for thread in threads:
+                    thread.start()
+        except RuntimeError as e:
+            self._abort()
+            raise LowMemoryError(f"the turn's threads cannot be started ({e}): end other programs, or raise the limit") from e
 
     def check(self) -> None:
         if self.cancelled.is_set():
@@ -104,8 +116,11 @@ class Turn:
             self.cancelled.set()
         except BaseException as e:  # noqa: BLE001 - whatever a stage dies of belongs to the caller of run()
             self.error = self.error or e
-            for channel in (self.texts, self.frames, self.prompt_ready, self.prompt_read, self.events):
-                channel.abort()
+            self._abort()
+
+    def _abort(self) -> None:
+        for channel in (self.texts, self.frames, self.prompt_ready, self.prompt_read, self.events):
+            channel.abort()
 
     def _close_events(self, threads: list[threading.Thread]) -> None:
         for thread in threads:

@@ -88,6 +88,8 @@ def open_picture(
                 yield Picture(name, image)
     except InputError:
         raise
+    except MemoryError as e:
+        raise InputError(f"{name}: there is not enough memory to decode it") from e
     except UnidentifiedImageError as e:
         raise InputError(f"{name}: not a readable image: damaged, or none of {', '.join(formats)}") from e
     except Exception as e:  # noqa: BLE001 - on damaged files Pillow's readers raise nearly anything
