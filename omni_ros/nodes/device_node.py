@@ -8,6 +8,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from omni_ros.dialogue.turn import describe
 from omni_ros.nodes import parameters
+from omni_ros.nodes.bond import Bond
 from omni_ros.nodes.diagnostics import LONGEST, RECENT, Health
 from omni_ros.nodes.parameters import Parameter
 from omni_ros.nodes.transitions import DONE, attempt, refuse_what_is_not_possible
@@ -20,6 +21,7 @@ class DeviceNode(LifecycleNode):
         super().__init__(name)
         self._table = table
         self._in_use = False
+        self._bond: Bond | None = None  # while active
         self._counted: dict[str, tuple[int, float]] = {}  # irregularities: how many, and when the last was noticed
         self.health = Health()
         parameters.declare(self, is_configured=lambda: self._in_use, table=table)
@@ -62,10 +64,11 @@ class DeviceNode(LifecycleNode):
         if done == DONE:
             self.state = "active"
             done = super().on_activate(state)
+            self._bond = Bond(self)
         return done
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.stop()
+        self._end()
         self.state = "inactive"
         return super().on_deactivate(state)
 
@@ -74,14 +77,20 @@ class DeviceNode(LifecycleNode):
         return DONE
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.stop()
+        self._end()
         self._in_use, self.state = False, "finalized"
         return DONE
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.get_logger().error(f"a lifecycle transition from '{state.label}' failed; back to unconfigured")
-        self.stop()
+        self._end()
         return self.on_cleanup(state)
+
+    def _end(self) -> None:
+        if self._bond is not None:
+            self._bond.close()
+            self._bond = None
+        self.stop()
 
     # ---- health -------------------------------------------------------------------------------------------------
 

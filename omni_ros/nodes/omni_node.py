@@ -16,6 +16,7 @@ from omni_ros.dialogue.turn import describe
 from omni_ros.engines.watchdog import Watchdog
 from omni_ros.nodes import parameters
 from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
+from omni_ros.nodes.bond import Bond
 from omni_ros.nodes.configured import Configured
 from omni_ros.nodes.diagnostics import LONGEST, Health
 from omni_ros.nodes.inputs import Inputs
@@ -32,6 +33,7 @@ class OmniNode(LifecycleNode):
         super().__init__("omni")
         self._configured: Configured | None = None  # from configure to cleanup
         self._inputs: Inputs | None = None  # while active
+        self._bond: Bond | None = None
         self._enabled = True
         parameters.declare(self, is_configured=lambda: self._configured is not None)
         self._health = Health()
@@ -87,6 +89,7 @@ class OmniNode(LifecycleNode):
         done = attempt(self, self._health, "activate", self._activate)
         if done == DONE:
             done = super().on_activate(state)
+            self._bond = Bond(self)
             self._outputs.lifecycle("")
         return done
 
@@ -119,6 +122,9 @@ class OmniNode(LifecycleNode):
         return self.on_cleanup(state)
 
     def _stop(self) -> None:
+        if self._bond is not None:
+            self._bond.close()
+            self._bond = None
         inputs, self._inputs = self._inputs, None
         if inputs is not None:
             inputs.close()
