@@ -13,7 +13,9 @@ import pytest
 from broken_files import edit_config, write
 from packaging.requirements import Requirement
 
+from omni_ros.devices import portaudio
 from omni_ros.doctor import __main__ as doctor
+from omni_ros.doctor import devices as doctor_devices
 from omni_ros.doctor import engines, gpu, machine, ros, software
 from omni_ros.doctor.finding import FAILURE, OK, WARNING, Finding, Subject, try_out
 
@@ -324,6 +326,34 @@ def test_sound_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "SOUND_CARDS", cards)
     monkeypatch.setattr(machine.os, "access", lambda path, mode: False)
     assert one(machine.sound).level == FAILURE and "usermod -aG audio" in one(machine.sound).fix
+
+
+@pytest.mark.parametrize(
+    ("file", "found_at", "level", "words"),
+    [
+        ("microphone: {ros__parameters: {device: USB, echo: mute}}", "microphone", OK, "USB Mic"),
+        ("/robot/microphone: {ros__parameters: {device: usb}}", "microphone", OK, "USB Mic"),
+        ("microphone: {ros__parameters: {device: Bluetooth}}", "microphone", FAILURE, "no input device 'Bluetooth': 0: USB Mic"),
+        ("microphone: {ros__parameters: {device: 'file:/no/such.wav'}}", "microphone", FAILURE, "such.wav"),
+        ("microphone: {ros__parameters: {device: 'null', echo: wrong}}", "microphone", FAILURE, "echo is 'wrong'"),
+        ("microphone: {ros__parameters: {devize: USB, echo: none}}", "microphone", FAILURE, "did you mean device"),
+        ("speaker: {ros__parameters: {device: 'null'}}", "speaker", OK, "null"),
+        ("speaker: {ros__parameters: {device: USB}}", "speaker", FAILURE, "no output device 'USB': 1: Horn"),
+    ],
+)
+def test_the_devices_of_a_parameter_file(tmp_path, monkeypatch, file, found_at, level, words):
+    cards = [
+        {"index": 0, "name": "USB Mic", "max_input_channels": 1, "max_output_channels": 0},
+        {"index": 1, "name": "Horn", "max_input_channels": 0, "max_output_channels": 2},
+    ]
+    monkeypatch.setattr(portaudio, "devices", lambda: cards)
+    path = tmp_path / "my.yaml"
+    path.write_text(f"omni: {{ros__parameters: {{seed: 1}}}}\n{file}\n")
+    checks = {"microphone": doctor_devices.microphone, "speaker": doctor_devices.speaker}
+    finding = one(checks.pop(found_at), Subject(params_file=path))
+    assert finding.level == level and words in finding.text and finding.check == found_at
+    (other,) = checks.values()
+    assert found(other, Subject(params_file=path)) == found(other) == []
 
 
 def test_cameras(monkeypatch):

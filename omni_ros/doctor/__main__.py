@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from omni_ros.doctor import engines, gpu, machine, ros, software
+from omni_ros.doctor import devices, engines, gpu, machine, ros, software
 from omni_ros.doctor.finding import FAILURE, OK, WARNING, Finding, Subject
 
 # In this order: later ones know what the engines need.
@@ -32,6 +32,8 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     ros.profile,
     machine.clocks,
     machine.sound,
+    devices.microphone,
+    devices.speaker,
     machine.camera,
     machine.memory,
     gpu.gpu,

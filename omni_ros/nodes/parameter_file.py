@@ -10,28 +10,31 @@ from omni_ros.errors import InputError
 from omni_ros.nodes.messages import shown
 from omni_ros.nodes.parameters import TABLE, Parameter, allowed, not_ours
 
+EVERY = ("*", "**")  # nodes
 OF_ROS = ("use_sim_time", "qos_overrides")  # every node has them
 
 
 class FileParameters:
     """What a node that was started with `path` (None: with nothing) would answer; `given` counts more than the file.
 
-    Raises InputError naming the file and the parameter. `unknown` says what in it means nothing to the node.
+    Raises InputError naming the file and the parameter. `unknown` says what in it means nothing to the node. `node` and `table`
+    are of another node than omni; `given` has the names that are not left at their defaults.
     """
 
-    def __init__(self, path: Path | None = None, **given: Any) -> None:
+    def __init__(self, path: Path | None = None, node: str = "omni", table: dict[str, Parameter] = TABLE, **given: Any) -> None:
         self.unknown: list[str] = []
         self.use_sim_time = False
-        self._values = {p.name: p.default for p in TABLE.values()}
-        read = _read(path) if path is not None else {}
+        self._values = {p.name: p.default for p in table.values()}
+        read = _read(path, node) if path is not None else {}
+        self.given = {*read, *given}  # names
         where = f" (from {path}, or the command line)" if path is not None else ""
         for name, value in {**read, **given}.items():
-            if name in TABLE:
-                self._values[name] = _checked(TABLE[name], value, where)
+            if name in table:
+                self._values[name] = _checked(table[name], value, where)
             elif name == "use_sim_time":
                 self.use_sim_time = value is True
             elif name not in OF_ROS and not name.startswith("qos_overrides."):
-                self.unknown.append(not_ours(name, where))
+                self.unknown.append(not_ours(name, where, table))
 
     def get_parameter(self, name: str) -> SimpleNamespace:
         """As of a node: its `value`."""
@@ -41,8 +44,8 @@ class FileParameters:
         return dict(self._values)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Name -> value, of the sections that are for a node called omni in any namespace."""
+def _read(path: Path, node: str) -> dict[str, Any]:
+    """Name -> value, of the sections that are for a node of this name in any namespace."""
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -56,10 +59,10 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(section, dict):
             continue
         own = section.get("ros__parameters")
-        if isinstance(own, dict) and name.rsplit("/")[-1] in ("omni", "*", "**"):
+        if isinstance(own, dict) and name.rsplit("/")[-1] in (node, *EVERY):
             found.update(own)
         sections += [(str(key), value) for key, value in section.items() if key != "ros__parameters"]
-    if not found:
+    if not found and node == "omni":
         raise InputError(f"{path}: has no parameters of a node called omni: copy config/omni.yaml and change it")
     return found
 
