@@ -14,10 +14,11 @@ from omni_ros.devices import listing, portaudio
 from omni_ros.devices.device import check_sink, check_source, open_sink, open_source
 from omni_ros.devices.echo import Echo
 from omni_ros.devices.paced import read_wav
-from omni_ros.devices.player import BLOCK, STALLED, Player
+from omni_ros.devices.player import BLOCK, Player
 from omni_ros.devices.reconnect import PAUSES
 from omni_ros.devices.recorder import Recorder
 from omni_ros.devices.resampler import Resampler
+from omni_ros.devices.sound_thread import STALLED
 from omni_ros.devices.speech_queue import CONCEAL, LATE, RAMP, SpeechQueue
 from omni_ros.errors import DeviceError
 

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "devices": {"dialogue", "errors"},
     "nodes": {"devices", "dialogue", "pipeline", "preprocess", "errors"},
     "replay": {"nodes", "dialogue", "pipeline", "errors"},
-    "doctor": {"nodes", "pipeline", "engines", "errors"},
+    "doctor": {"devices", "nodes", "pipeline", "engines", "errors"},
 }
 EXTRAS = {"replay": "replay", "devices": "devices"}  # room -> the extra of setup.py that it needs
 

@@ -17,8 +17,8 @@ from test_dialogue import ANSWERS, World
 from test_node_faults import log_of, start  # noqa: F401 - a fixture
 
 from omni_ros.engines.engine import Running
-from omni_ros.engines.watchdog import Watchdog
 from omni_ros.errors import EngineHungError, OmniError
+from omni_ros.pipeline.watchdog import Watchdog
 
 ROWS = 150  # of the Thinker's cache: more than the warm-up and a short question need
 

@@ -1,20 +1,18 @@
 """A loudspeaker: speech in at 24 kHz, played on a device of any rate and number of channels, on a thread of its own."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from omni_ros.devices.paced import PacedSink
-from omni_ros.devices.reconnect import Reconnect, irregular
+from omni_ros.devices.reconnect import irregular
 from omni_ros.devices.resampler import Resampler
+from omni_ros.devices.sound_thread import SoundThread
 from omni_ros.devices.speech_queue import RATE, SpeechQueue
-from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.errors import DeviceError
+from omni_ros.dialogue.clock import Clock
 
 BLOCK = RATE // 50  # samples: 20 ms, taken from the queue at once: what comes later is played later
-SHORTEST = 0.002  # seconds between two looks at the device
-STALLED = 2.0  # seconds after which a device that takes nothing is lost
-CLOSE_WITHIN = 2.0  # seconds that a device is given to return from its driver
 
 
 class Player:
@@ -31,15 +29,17 @@ class Player:
         on_failure: Callable[[Exception], None],
         clock: Clock,
     ) -> None:
-        self._device = Reconnect(open_sink, clock)
         self._on_played = on_played
         self._clock = clock
-        self._nowhere = PacedSink(None, RATE, 1, clock)  # in place of a device that is away
+        self._nowhere: PacedSink | None = None  # in place of a device that is away
         self._resampler: Resampler | None = None
         self._changed = clock.condition()  # guards the queue
         self._queue = SpeechQueue()
-        self._closed = False
-        self._thread = clock.start(lambda: keep_running(self._step, on_failure), "loudspeaker")
+        self._thread = SoundThread(
+            "loudspeaker", open_sink, self._give, on_opened=self._opened, on_failure=on_failure, clock=clock
+        )
+        self._device = self._thread.device
+        self._thread.start()
 
     def push(self, pcm: np.ndarray) -> None:
         """float32 [n] at 24 kHz: more speech."""
@@ -56,10 +56,7 @@ class Player:
             self._queue.stop(self._clock.now())
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(CLOSE_WITHIN)
+        self._thread.close()
 
     @property
     def problem(self) -> str:
@@ -77,40 +74,28 @@ class Player:
             "gain": self._queue.gain,
         }
 
-    def _step(self) -> bool:
-        """One block, or a look at whether the device takes one."""
-        known = self._device.device
-        sink = self._device.get()
-        if sink is not None and sink is not known:
-            self._resampler = Resampler(RATE, sink.rate)
-        try:
-            self._give(sink)
-        except DeviceError as error:
-            self._device.lost(error)
-            self._nowhere = PacedSink(None, RATE, 1, self._clock)
-        with self._changed:
-            if not self._closed:
-                return True
-        self._device.close()
-        return False
+    def _opened(self, sink) -> None:
+        self._resampler = Resampler(RATE, sink.rate)
 
-    def _give(self, sink) -> None:
-        where = sink or self._nowhere
+    def _give(self, sink) -> float:
+        """One block, if the device takes one."""
+        if sink is not None:
+            self._nowhere = None
+        elif self._nowhere is None:
+            self._nowhere = PacedSink(None, RATE, 1, self._clock)
+        where: Any = sink or self._nowhere
         block = BLOCK * where.rate // RATE + 2  # frames: as many as the resampler may make of a block
         missing = block - where.room()
         if missing > 0:
-            if sink is not None and self._device.still_for > STALLED:
-                raise DeviceError(f"the loudspeaker has taken nothing for {STALLED:g} s: was it unplugged?")
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, max(SHORTEST, missing / where.rate))
-            return
+            return self._thread.patience(missing / where.rate)
         with self._changed:
             self._queue.catch_up(self._clock.now())
             pcm = self._queue.take(BLOCK)
         if sink is None:
-            self._nowhere.write(pcm[:, None])
-            return
+            where.write(pcm[:, None])
+            return 0.0
         assert self._resampler is not None
         sink.write(np.repeat(self._resampler(pcm)[:, None], sink.channels, axis=1))
         self._device.moved()
         self._on_played(pcm)
+        return 0.0

@@ -6,16 +6,13 @@ import numpy as np
 
 from omni_ros.devices.echo import RATE, TAIL, Echo, audible
 from omni_ros.devices.kalman import FRAME
-from omni_ros.devices.reconnect import Reconnect, irregular
+from omni_ros.devices.reconnect import irregular
 from omni_ros.devices.reference import Reference
 from omni_ros.devices.resampler import Resampler
-from omni_ros.dialogue.clock import Clock, keep_running
-from omni_ros.errors import DeviceError
+from omni_ros.devices.sound_thread import SoundThread
+from omni_ros.dialogue.clock import Clock
 
-SHORTEST = 0.002  # seconds between two looks at the device
 PATIENCE = 0.1  # seconds between two looks where there is none
-STALLED = 2.0  # seconds after which a device that gives nothing is lost
-CLOSE_WITHIN = 2.0  # seconds that a device is given to return from its driver
 MOST = 0.2  # seconds that are read at once: after a pause of the whole machine there is more
 
 
@@ -31,7 +28,6 @@ class Recorder:
         on_failure: Callable[[Exception], None],
         clock: Clock,
     ) -> None:
-        self._device = Reconnect(open_source, clock)
         self._echo = echo
         self._on_pcm = on_pcm
         self._clock = clock
@@ -40,8 +36,11 @@ class Recorder:
         self._changed = clock.condition()  # guards all below
         self._reference = Reference()
         self._played_at = self._audible_at = float("-inf")
-        self._closed = False
-        self._thread = clock.start(lambda: keep_running(self._step, on_failure), "microphone")
+        self._thread = SoundThread(
+            "microphone", open_source, self._listen, on_opened=self._opened, on_failure=on_failure, clock=clock
+        )
+        self._device = self._thread.device
+        self._thread.start()
 
     def played(self, pcm: np.ndarray) -> None:
         """float32 [n] at 24 kHz: what the loudspeaker was just given, silence included."""
@@ -53,10 +52,7 @@ class Recorder:
                 self._audible_at = now
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(CLOSE_WITHIN)
+        self._thread.close()
 
     @property
     def problem(self) -> str:
@@ -78,33 +74,17 @@ class Recorder:
             "loudspeaker's drift ppm": self._reference.drift * 1e6,
         }
 
-    def _step(self) -> bool:
-        """What the device has, or a look at whether it has something."""
-        known = self._device.device
-        source = self._device.get()
-        if source is not None and source is not known:
-            self._resampler, self._rest = Resampler(source.rate, RATE), self._rest[:0]
-        try:
-            wait = self._listen(source) if source is not None else PATIENCE
-        except DeviceError as error:
-            self._device.lost(error)
-            wait = 0.0
-        with self._changed:
-            if wait:
-                self._changed.wait_for(lambda: self._closed, wait)
-            if not self._closed:
-                return True
-        self._device.close()
-        return False
+    def _opened(self, source) -> None:
+        self._resampler, self._rest = Resampler(source.rate, RATE), self._rest[:0]
 
     def _listen(self, source) -> float:
-        """Returns the seconds until there may be more."""
+        """What the device has."""
+        if source is None:
+            return PATIENCE
         frame = FRAME * source.rate / RATE
         waiting = source.available()
         if waiting < frame:
-            if self._device.still_for > STALLED:
-                raise DeviceError(f"the microphone has given nothing for {STALLED:g} s: was it unplugged?")
-            return max(SHORTEST, (frame - waiting) / source.rate)
+            return self._thread.patience((frame - waiting) / source.rate)
         pcm = source.read(min(waiting, int(MOST * source.rate))).mean(axis=1, dtype=np.float32)
         self._device.moved()
         assert self._resampler is not None

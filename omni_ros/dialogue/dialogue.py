@@ -22,10 +22,12 @@ from omni_ros.dialogue.listener import Listener, Pcm
 from omni_ros.dialogue.perception import Perception
 from omni_ros.dialogue.say import say_turn
 from omni_ros.dialogue.settings import Settings
-from omni_ros.dialogue.sight import Frame, Picture, Sight
+from omni_ros.dialogue.sight import Picture
 from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.structured import ResponseSchema
-from omni_ros.dialogue.tools import Tool, ToolReport, Tools
+from omni_ros.dialogue.surroundings import Surroundings
+from omni_ros.dialogue.telling import Telling
+from omni_ros.dialogue.tools import Tool, Tools
 from omni_ros.dialogue.turn import Look, Outcome, Part, UserTurn, describe
 from omni_ros.dialogue.turn_start import AfterWakeWord, Ears, PushToTalk
 from omni_ros.dialogue.turn_worker import TurnWorker
@@ -64,17 +66,14 @@ class Dialogue:
         self._face = face
         self._clock = clock = clock or Clock()
         self._enabled = True
-        self._last_failed = False
-        self._state = ""
-        self._state_lock = clock.condition()  # the state changes on many threads; what is told must keep its order
-        self.perception = Perception(clock)
-        self._sight = Sight()
-        self._seen: Look | None = None  # when the user began to speak
+        self._surroundings = Surroundings(lambda: self.settings, face, clock)
+        self._telling = telling = Telling(face, response_schema, lambda: self.state, clock)
+        self._tell_state = telling.state
         self._pacer = SpeechPacer(
-            face.speech, self._on_speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
+            face.speech, telling.speaking, face.gain, face.failed, chunk=speech_chunk, lead=speech_lead, clock=clock
         )
         self._schema = response_schema
-        self._tools = Tools(tools, max_calls=max_tool_calls, on_report=self._on_tool, clock=clock)
+        self._tools = Tools(tools, max_calls=max_tool_calls, on_report=telling.tool, clock=clock)
         self._worker = TurnWorker(
             conversation,
             self._pacer,
@@ -84,18 +83,18 @@ class Dialogue:
             tools=self._tools,
             transcribes=lambda: self.settings.transcript,
             on_text=face.text,
-            on_response=self._on_response,
+            on_response=telling.response,
             on_transcript=face.transcript,
-            on_outcome=self._on_outcome,
-            on_change=self._tell_state,
+            on_outcome=telling.outcome,
+            on_change=telling.state,
             on_failure=face.failed,
             clock=clock,
         )
-        self._barge_in = BargeIn(self._pacer, lambda: self._worker.answer, self._worker.interrupt, clock)
+        self._barge_in = BargeIn(self._pacer, lambda: self._worker.turns.answer, self._worker.interrupt, clock)
         self._button_up = isinstance(endpointer, PushToTalk)
         self._has_button = self._button_up
         if isinstance(endpointer, AfterWakeWord):
-            endpointer.busy = lambda: self._worker.thinking or self._pacer.speaking
+            endpointer.busy = lambda: self._worker.turns.thinking or self._pacer.speaking
             endpointer.on_awake = face.awake
         self._listener = Listener(
             endpointer or Endpointer(make_vad("auto")),
@@ -139,18 +138,22 @@ class Dialogue:
     def see(self, picture: Picture | Callable[[], Picture], size: int = 0) -> None:
         """The newest picture: uint8 RGB [H, W, 3], or a function that makes it, called only when a turn needs it, from `size`
         bytes."""
-        decode, size = (picture, size) if callable(picture) else (lambda: picture, picture.nbytes)
-        self._sight.see(Frame(decode, size, self._clock.now()), self.settings.video_frames, self.settings.video_fps)
+        self._surroundings.see(picture, size)
 
     def perceive(self, facts: str) -> None:
         """What sensors and programs know, for the turns to come: see Perception.tell. InputError when it cannot be used."""
         self.perception.tell(facts)
 
+    @property
+    def perception(self) -> Perception:
+        """Facts, also those that are made only when a turn needs them."""
+        return self._surroundings.perception
+
     def ask(self, text: str) -> None:
         """A typed turn. InputError when there is nothing in it."""
         if not text.strip():
             raise InputError("the text is empty")
-        self._submit(self._turn({"type": "text", "text": text}, self._look()))
+        self._submit(self._turn({"type": "text", "text": text}, self._surroundings.look()))
 
     def say(self, text: str) -> None:
         """Words to speak as they are. They are remembered as the robot's own, and stop as an answer does when the user speaks.
@@ -169,7 +172,7 @@ class Dialogue:
         """Stop, and forget the conversation."""
         self._worker.forget()
         self.stop_listening()
-        self._last_failed = False
+        self._telling.last_failed = False
         self._tell_state()
 
     def enable(self, enabled: bool) -> None:
@@ -193,12 +196,12 @@ class Dialogue:
 
     def forget_picture(self) -> None:
         """As when the camera goes."""
-        self._sight.forget()
+        self._surroundings.forget_picture()
 
     def give_up(self, error: OmniError) -> None:
         """The model never returns: what is asked ends with `error`, and nothing is answered any more."""
         if self._worker.give_up():
-            self._on_outcome(Outcome("error", error=describe(error)))
+            self._telling.outcome(Outcome("error", error=describe(error)))
         self._tell_state()
 
     def join(self) -> None:
@@ -221,21 +224,20 @@ class Dialogue:
             return "disabled"
         if self._pacer.speaking:
             return "speaking"
-        if self._worker.thinking:
+        if self._worker.turns.thinking:
             return "thinking"
         if self._listener.in_speech:
             return "listening"
-        return "error" if self._last_failed else "idle"
+        return "error" if self._telling.last_failed else "idle"
 
     def facts(self) -> dict[str, object]:
         """For a diagnostic: what waits where."""
         return {
             "vad": self._listener.vad_name,
-            "waiting turns": self._worker.waiting,
+            "waiting turns": self._worker.turns.length,
             "speech backlog s": self._pacer.backlog,
             "speech gaps": self._pacer.gaps,
-            "picture age s": self._sight.age(self._clock.now()),
-            "facts known": len(self.perception),
+            **self._surroundings.facts(),
             "answer remembered": self.history.last_answer,
             "back-channels": self._barge_in.back_channels,
             "tools": ", ".join(tool["function"]["name"] for tool in self._tools.offer) or "none",
@@ -248,14 +250,14 @@ class Dialogue:
         self._worker.hold_says(True)
         if self.settings.preempt:
             self._barge_in.begins()
-        self._worker.prepare(self._glance(), None)
+        self._worker.prepare(self._surroundings.glance(), None)
         self._tell_state()
 
     def _on_speech_pause(self, pcm: Pcm) -> None:
         """The user may have finished; if so, the end of speech brings this very array."""
         self._barge_in.pauses()
         if self.settings.eager and self._enabled and not self._barge_in.undecided:
-            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}, self._glance()))
+            self._worker.speculate(self._turn({"type": "audio", "audio": pcm}, self._surroundings.glance()))
 
     def _on_speech_goes_on(self) -> None:
         """The user had not finished at the last pause."""
@@ -264,14 +266,14 @@ class Dialogue:
 
     def _on_speech_so_far(self, pcm: Pcm) -> None:
         """So much was said by now; the user goes on."""
-        self._worker.prepare(self._glance(), {"type": "audio", "audio": pcm, "unfinished": True})
+        self._worker.prepare(self._surroundings.glance(), {"type": "audio", "audio": pcm, "unfinished": True})
 
     def _on_speech_end(self, pcm: Pcm | None) -> None:
         try:
             self._face.user_speaking(False)
             is_turn = self._barge_in.ends(pcm is not None)
             if is_turn and pcm is not None and not self._worker.confirm(pcm):
-                self._submit(self._turn({"type": "audio", "audio": pcm}, self._glance()))
+                self._submit(self._turn({"type": "audio", "audio": pcm}, self._surroundings.glance()))
         finally:  # whatever was raised above must not leave the worker waiting for the end of a turn
             self._worker.withdraw()
             self._forget_spoken()
@@ -285,68 +287,14 @@ class Dialogue:
             self._tell_state()
 
     def _turn(self, said: Part, picture: Look | None) -> UserTurn:
-        settings, now = self.settings, self._clock.now()
+        now = self._clock.now()
         spoken_until = now - self._listener.silence if said["type"] == "audio" else None
-
-        def context() -> Part | None:
-            return self.perception.part(settings.facts_max_age, lambda error: self._face.bad_input("facts", error))
-
-        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until, context=context)
-
-    def _glance(self) -> Look | None:
-        """What the camera showed when the user began to speak; if that was nothing, what it shows now."""
-        self._seen = self._seen or self._look()
-        return self._seen
+        return UserTurn(said, picture, closed_at=now, spoken_until=spoken_until, context=self._surroundings.known())
 
     def _forget_spoken(self) -> None:
-        self._seen = None
+        self._surroundings.forget_glance()
         self._worker.prepare(None, None)
-
-    def _look(self) -> Look | None:
-        """What the camera shows now; None without a picture that is young enough."""
-        settings = self.settings
-        if not settings.use_camera:
-            return None
-        return self._sight.look(
-            self._clock.now(),
-            max_age=settings.image_max_age,
-            max_pixels=settings.image_max_pixels,
-            frames=settings.video_frames,
-            fps=settings.video_fps,
-            on_bad=lambda error: self._face.bad_input("camera", error),
-        )
-
-    def _on_speaking(self, speaking: bool) -> None:
-        self._face.speaking(speaking)
-        self._tell_state()
 
     def _system_prompt(self) -> str:
         told = self._schema.instruction if self._schema is not None else ""
         return "\n\n".join(text for text in (self.settings.system_prompt, told) if text)
-
-    def _on_response(self, text: str, ended: str) -> None:
-        self._face.response(text)
-        if self._schema is not None:
-            try:
-                line = self._schema.read(text, ended)
-            except InputError as error:
-                self._face.bad_input("response_json", error)
-            else:
-                self._face.response_json(line)
-
-    def _on_tool(self, report: ToolReport) -> None:
-        try:
-            self._face.tool(report)
-        except Exception as error:  # noqa: BLE001 - what the tool did is not to be forgotten for it
-            self._face.failed(error)
-
-    def _on_outcome(self, outcome: Outcome) -> None:
-        if outcome.reason != "dropped":
-            self._last_failed = bool(outcome.error)
-        self._face.outcome(outcome)
-
-    def _tell_state(self) -> None:
-        with self._state_lock:
-            if (state := self.state) != self._state:
-                self._state = state
-                self._face.state(state)

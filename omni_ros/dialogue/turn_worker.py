@@ -61,13 +61,13 @@ class TurnWorker:
             on_outcome=on_outcome,
             clock=clock,
         )
-        self._turns = TurnQueue()
+        self.turns = TurnQueue()  # to be looked at by anybody
         self._ahead = ReadAhead(
             conversation,
             history,
             tools,
             changed=self._changed,
-            is_wanted=lambda: self._turns.ready,
+            is_wanted=lambda: self.turns.ready,
             system_prompt=system_prompt,
             transcribes=transcribes,
             on_transcript=on_transcript,
@@ -77,29 +77,14 @@ class TurnWorker:
         self._forgotten = False  # the conversation's rows are of no more use
         self._thread = clock.start(lambda: keep_running(self._step, on_failure), "turns")
 
-    @property
-    def answer(self) -> UserTurn | None:
-        """The turn that waits for its answer, is being answered, or whose answer is spoken, if there is one."""
-        return self._turns.answer
-
-    @property
-    def thinking(self) -> bool:
-        """Whether a turn waits for its answer or is being answered."""
-        return self._turns.thinking
-
-    @property
-    def waiting(self) -> int:
-        """How many turns and texts wait."""
-        return self._turns.length
-
     def submit(self, turn: UserTurn, *, preempt: bool) -> None:
         """Answer `turn` next, in place of any that still waits; `preempt` stops the one in progress."""
         with self._changed:
             self.withdraw()
-            dropped = self._turns.waiting if not preempt else None
+            dropped = self.turns.waiting if not preempt else None
             if preempt:
                 self.interrupt()
-            self._turns.waiting = turn
+            self.turns.waiting = turn
             self._ahead.stop()
             self._changed.notify_all()
         if dropped is not None:
@@ -109,7 +94,7 @@ class TurnWorker:
         """Speak a text (see say.py) when no user waits or speaks; `preempt`: at once, in place of all that is or would be said.
         Raises InputError when too many wait."""
         with self._changed:
-            self._turns.says.add(turn, urgent=preempt)
+            self.turns.says.add(turn, urgent=preempt)
             if preempt:
                 self._cancel_current()
             self._says_may_begin()
@@ -117,11 +102,11 @@ class TurnWorker:
     def hold_says(self, held: bool) -> None:
         """The user speaks: say nothing meanwhile that can wait."""
         with self._changed:
-            self._turns.says.held = held
+            self.turns.says.held = held
             self._says_may_begin()
 
     def _says_may_begin(self) -> None:
-        if self._turns.says.ready:
+        if self.turns.says.ready:
             self._ahead.stop()
             self._changed.notify_all()
 
@@ -135,14 +120,14 @@ class TurnWorker:
         """Stop the answer in progress, since the user speaks: no turn is lost, each stays in the history as it was heard."""
         with self._changed:
             self.withdraw()
-            self._turns.skip()
+            self.turns.skip()
             self._cancel_current()
 
     def cancel(self) -> bool:
         """Stop the answer in progress and drop the waiting turn; False when there was neither."""
         with self._changed:
             self._tools.forget()
-            turns = self._turns
+            turns = self.turns
             closed = [turn for turn in turns if not turn.open]
             stopped = bool(closed) or len(turns.says) > 0
             turns.says.clear()
@@ -158,27 +143,27 @@ class TurnWorker:
             self.cancel()
             self.withdraw()
             self._history.clear()
-            self._turns.skipped.clear()
+            self.turns.skipped.clear()
             self._forgotten = self._ahead.due = True
             self._ahead.untold = False
-            if self._turns.current is not None:
-                self._turns.current.forgotten = True
+            if self.turns.current is not None:
+                self.turns.current.forgotten = True
             self._ahead.stop()
             self._changed.notify_all()
 
     def join(self) -> None:
         """Until no turn waits and none is in progress."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._turns.ready and self._turns.current is None)
+            self._changed.wait_for(lambda: not self.turns.ready and self.turns.current is None)
 
     def give_up(self) -> bool:
         """The model never returns: nothing is answered from now on. Whether somebody waited for an answer."""
         with self._changed:
             self._closed = True
-            lost = self.thinking or len(self._turns.says) > 0
+            lost = self.turns.thinking or len(self.turns.says) > 0
             self.cancel()
             self.withdraw()
-            for turn in self._turns:
+            for turn in self.turns:
                 turn.answered = True
             return lost
 
@@ -198,17 +183,17 @@ class TurnWorker:
     def speculate(self, turn: UserTurn) -> None:
         """Begin to answer `turn`, which the user may go on with, unless another one is in progress."""
         with self._changed:
-            current = self._turns.current
-            if self._turns.waiting is None and (current is None or current.cancelled):
+            current = self.turns.current
+            if self.turns.waiting is None and (current is None or current.cancelled):
                 turn.open = True
-                self._turns.waiting = turn
+                self.turns.waiting = turn
                 self._ahead.stop_for_now()
                 self._changed.notify_all()
 
     def confirm(self, pcm: Any) -> bool:
         """The turn of this sound is closed: from now on it is like any other; False when it is not being answered."""
         with self._changed:
-            turn = self._turns.open
+            turn = self.turns.open
             if turn is None or (turn.said or {}).get("audio") is not pcm:
                 return False
             turn.open = False
@@ -219,9 +204,9 @@ class TurnWorker:
     def withdraw(self) -> None:
         """The turn that may not be over is not: leave no trace of its answer."""
         with self._changed:
-            turn = self._turns.open
-            if turn is not None and turn is self._turns.waiting:
-                self._turns.waiting = None
+            turn = self.turns.open
+            if turn is not None and turn is self.turns.waiting:
+                self.turns.waiting = None
             elif turn is not None:
                 self._cancel_current()
 
@@ -232,7 +217,7 @@ class TurnWorker:
             return not turn.open
 
     def _cancel_current(self) -> None:
-        turn = self._turns.current
+        turn = self.turns.current
         if turn is not None and not turn.cancelled:
             turn.cancelled = True
             if not turn.answered:  # or it would hit the feed that comes next
@@ -246,11 +231,11 @@ class TurnWorker:
     def _step(self) -> bool:
         """One turn, or one preparation of the next; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._turns.ready or self._ahead.due or self._closed)
+            self._changed.wait_for(lambda: self.turns.ready or self._ahead.due or self._closed)
             if self._closed:
                 return False
-            turn = self._turns.take()
-            for skipped in self._turns.take_skipped():
+            turn = self.turns.take()
+            for skipped in self.turns.take_skipped():
                 self._history.add_interrupted([skipped.said] if skipped.said else [], "")
                 self._tools.forget()  # it was not the very next turn's yes
             forgotten, self._forgotten = self._forgotten, False
@@ -281,6 +266,6 @@ class TurnWorker:
             turn.answered = True
             self._speech.cancel()  # nothing is left of it unless something above went wrong
             with self._changed:
-                self._turns.current = None
+                self.turns.current = None
                 self._changed.notify_all()
             self._on_change()

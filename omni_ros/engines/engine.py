@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from omni_ros.engines.calls import Call
 from omni_ros.engines.config import EngineConfig
-from omni_ros.engines.watchdog import Call
 from omni_ros.errors import EngineError, KVCacheFullError
 
 
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
 # ---- for backends ---------------------------------------------------------------------------------------------------
 class Running:
-    """`with running:` is one run at a time, known to watchdog.py, and an error that leaves it keeps nothing of the engine alive.
+    """`with running:` is one run at a time, known to calls.py, and an error that leaves it keeps nothing of the engine alive.
 
     Whoever keeps the error (a diagnostic, a traceback in a reference cycle) would otherwise keep, through the frames that it
     came through, the session or context that `close` lets go of.

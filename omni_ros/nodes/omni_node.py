@@ -13,7 +13,6 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import SetBool, Trigger
 
 from omni_ros.dialogue.turn import describe
-from omni_ros.engines.watchdog import Watchdog
 from omni_ros.nodes import parameters
 from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
 from omni_ros.nodes.bond import Bond
@@ -24,6 +23,7 @@ from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.outputs import Outputs
 from omni_ros.nodes.tools import RosTools
 from omni_ros.nodes.transitions import DONE, attempt, refuse_what_is_not_possible
+from omni_ros.pipeline.watchdog import Watchdog
 
 CONFIGURING = 10.0  # times as long may a call of an engine take while the first ones compile and plan
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omni_ros.engines.watchdog import Call
+from omni_ros.engines.calls import Call
 from omni_ros.errors import InputError, LowMemoryError, RunawayError
 from omni_ros.pipeline.channel import Channel, ChannelClosed
 from omni_ros.pipeline.prompt import Prompt

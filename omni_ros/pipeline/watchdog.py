@@ -1,27 +1,12 @@
-"""A call of an engine that never returns: a native call can be neither cancelled nor freed, so it has to be noticed.
+"""A call of an engine that never returns: it can be neither cancelled nor freed, so it has to be noticed.
 
 Drivers and compilers hang rarely, and for ever. What is in progress then can only be given up, and the process ended.
 """
 
+from omni_ros.engines.calls import Call, in_progress
 from omni_ros.errors import EngineHungError
 
 LONGEST_LOOK = 5.0  # seconds between two looks that count at most: a process that is stopped does not compute meanwhile
-
-
-class Call:
-    """`with Call(what):` around one thing that may never end."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        in_progress.add(self)
-
-    def __exit__(self, *_: object) -> None:
-        in_progress.discard(self)
-
-
-in_progress: set[Call] = set()  # of this process
 
 
 class Watchdog:
