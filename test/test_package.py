@@ -212,3 +212,23 @@ def test_links_of_the_documents():
     links = {(d, link) for d in documents for link in re.findall(r"\]\(([^)#\s]+)", d.read_text()) if "://" not in link}
     assert len(links) > 30
     assert sorted(f"{d.name}: {link}" for d, link in links if not (d.parent / link).exists()) == []
+
+
+def test_every_row_of_reliability_names_its_test():
+    """In each table with a column of tests; each name is a file, a function, or how its name begins."""
+    sources = {path.name: path.read_text() for path in (ROOT / "test").glob("test_*.py")}
+    known = {*sources, *(name for text in sources.values() for name in re.findall(r"def (test_\w+)", text))}
+    head = ""
+    rows = 0
+    for line in (ROOT / "docs" / "reliability.md").read_text().splitlines():
+        if not line.startswith("|"):
+            head = ""
+        elif not head:
+            head = line
+        elif head.endswith("| test |") and not line.startswith("|---"):
+            rows += 1
+            named = re.findall(r"`(test_\w+(?:\.py|\*)?)`", line)
+            assert named, line
+            for name in named:
+                assert any(one.startswith(name[:-1]) for one in known) if name.endswith("*") else name in known, name
+    assert rows > 50

@@ -426,7 +426,7 @@ def test_damage_in_the_middle_of_a_replay_leaves_nothing(engine_dirs, tmp_path, 
         (["--params_file", "no.yaml"], "no.yaml: cannot be read"),
         (["--compare", "nothing"], "nothing/conversation.json: is no result of a replay"),
         (["--engine_dir", "no/engines"], "config.json: not found"),
-        (["--engine_dir", "x", "--audio", "none"], "no topic for audio or prompt was found"),
+        (["--engine_dir", "x", "--audio", "none"], "no topic for audio or prompt or say was found"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path, capsys, arguments, told):
