@@ -1,4 +1,4 @@
-"""Qwen3-Omni checkpoint -> NVFP4 checkpoints of Thinker and Talker, by NVIDIA ModelOpt.
+"""Qwen3-Omni checkpoint -> NVFP4 checkpoints of Thinker and Talker, in NVIDIA ModelOpt's format.
 
     python -m offline.quantize --model_dir HF_ROOT --output_dir OUT [--calibration_dir SAMPLES]
 
@@ -7,17 +7,18 @@ X of OUT/thinker is tensor thinker.X of HF_ROOT (the same for talker); config.js
 With --single_folder, OUT is one checkpoint with every part of HF_ROOT instead; export_onnx takes either.
 Thinker attention and experts and Talker experts get 4-bit weights and inputs; the rest is copied bit for bit.
 
+With --cp_quantization the CodePredictor's layers get 8 or 4 bits, too, in OUT/talker.
+
 Without --calibration_dir the samples come from LibriSpeech, MMMU and CNN/DailyMail; quantization/calibration.py
-describes the folder. Memory: all weights in their stored precision on one device plus 11 GB; 82 GB for 30B-A3B, whose tensors sum
-to 70.5 GB. It is checked before loading. Time, on one H200 with 30B-A3B: 15 s to load from memory, 14 s a sample of 8 reply
-tokens and 8 codec frames (measured); the default 500 samples of 24 and 24 take hours. A run that is stopped leaves no partial
-output; start it again.
+describes the folder. On one H100 of 80 GB, 30B-A3B with 500 samples took 3 minutes and 71 GB. More GPUs share the layers; on a
+smaller one, layers that do not fit are read again for every step, which is slow. A run that was stopped goes on where it was
+when the same command is given again: what it has is in a hidden folder beside OUT.
 """
 
 import argparse
 import fnmatch
 import json
-import shutil
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -35,11 +36,11 @@ PROJECTIONS = ("talker.text_projection.", "talker.hidden_projection.")  # in no 
 def run(args: argparse.Namespace) -> None:
     """Raises OmniError: no samples, a checkpoint that cannot be read, modules that cannot be quantised."""
     checkpoint = Checkpoint(args.model_dir)
-    parts = {name.split(".")[0] for name in checkpoint.tensors}
-    if checkpoint.config.get("model_type") != "qwen3_omni_moe" or not parts >= {"thinker", "talker", "code2wav"}:
+    present = {name.split(".")[0] for name in checkpoint.tensors}
+    if checkpoint.config.get("model_type") != "qwen3_omni_moe" or not present >= {"thinker", "talker", "code2wav"}:
         raise CheckpointError(
             f"{args.model_dir}: is not a complete qwen3_omni_moe checkpoint (model_type "
-            f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(parts))})"
+            f"{checkpoint.config.get('model_type')!r}, parts {', '.join(sorted(present))})"
         )
     _refuse_projections(checkpoint, args.include, args.exclude)
     if args.single_folder and args.output_dir.exists() and any(args.output_dir.iterdir()):
@@ -56,23 +57,39 @@ def run(args: argparse.Namespace) -> None:
         # Media are decoded by omni_ros. transformers would import torchvision if it is there, and fails when that is a
         # CUDA build beside a CPU-only torch.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # None: importing it fails
-        from .quantization.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
+        from .quantization.checkpoints import Settings, quantised  # only now: it takes seconds to import
 
-        options = (args.device, args.seed, args.include, args.exclude, args.reply_tokens, args.codec_frames)
+        settings = Settings(
+            args.seed, tuple(args.include), tuple(args.exclude), args.reply_tokens, args.codec_frames, args.cp_quantization
+        )
         kinds = {"samples": {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}, "warnings": warnings}
-        if args.single_folder:
-            with atomic_directory(args.output_dir) as folder:
-                report = quantize(checkpoint, samples, folder / "parts", *options) | kinds
-                join(checkpoint, [Checkpoint(folder / "parts" / name) for name in ("thinker", "talker")], folder)
-                shutil.rmtree(folder / "parts")
-                (folder / "quantization_report.json").write_text(json.dumps(report, indent=2) + "\n")
-            made = f"{args.output_dir}"
-        else:
-            report = quantize(checkpoint, samples, args.output_dir, *options) | kinds
-            with atomic_file(args.output_dir / "quantization_report.json") as path:
-                path.write_text(json.dumps(report, indent=2) + "\n")
-            made = f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}"
-    print(f"{made}: {len(report['ranges'])} modules in NVFP4")
+        with quantised(checkpoint, samples, args.output_dir, args.device, settings) as (parts, report):
+            text = json.dumps(report | kinds, indent=2) + "\n"
+            if args.single_folder:
+                with atomic_directory(args.output_dir) as folder:
+                    join(checkpoint, [Checkpoint(parts / name) for name in ("thinker", "talker")], folder)
+                    (folder / "quantization_report.json").write_text(text)
+                made = f"{args.output_dir}"
+            else:
+                for name in ("thinker", "talker"):
+                    with atomic_directory(args.output_dir / name) as folder:
+                        os.replace(parts / name, folder)
+                with atomic_file(args.output_dir / "quantization_report.json") as path:
+                    path.write_text(text)
+                made = f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}"
+        _warn_of_unreached(report)
+    print(f"{made}: {len(report['ranges'])} modules in NVFP4{' and FP8' * (args.cp_quantization == 'fp8')}")
+
+
+def _warn_of_unreached(report: dict) -> None:
+    missed = sum(map(len, report["experts_never_reached"].values()))
+    if missed:
+        total = sum(map(len, report["expert_rows"].values()))
+        print(
+            f"warning: calibration never reached {missed} of {total} experts (named in the report); they take the "
+            "input scale of their layer's other experts, and their own weights give the rest",
+            file=sys.stderr,
+        )
 
 
 def _refuse_projections(checkpoint: Checkpoint, include: list[str], exclude: list[str]) -> None:
@@ -124,6 +141,13 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         metavar="PATTERN",
         help="keep these modules in 16 bit, e.g. 'thinker.model.layers.*.self_attn.*'",
+    )
+    parser.add_argument(
+        "--cp_quantization",
+        choices=("fp8", "nvfp4"),
+        default="",
+        help="quantise the CodePredictor, too, but for its down_proj and heads; export it from OUT/talker then, with "
+        "--components talker,code_predictor",
     )
     parser.add_argument(
         "--reply_tokens",
