@@ -17,7 +17,7 @@ output; start it again.
 import argparse
 import fnmatch
 import json
-import shutil
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -56,23 +56,37 @@ def run(args: argparse.Namespace) -> None:
         # Media are decoded by omni_ros. transformers would import torchvision if it is there, and fails when that is a
         # CUDA build beside a CPU-only torch.
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # None: importing it fails
-        from .quantization.modelopt_nvfp4 import quantize  # only now: it takes seconds to import
+        from .quantization.checkpoints import Settings, quantised  # only now: it takes seconds to import
 
-        options = (args.device, args.seed, args.include, args.exclude, args.reply_tokens, args.codec_frames)
+        settings = Settings(args.seed, tuple(args.include), tuple(args.exclude), args.reply_tokens, args.codec_frames)
         kinds = {"samples": {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}, "warnings": warnings}
-        if args.single_folder:
-            with atomic_directory(args.output_dir) as folder:
-                report = quantize(checkpoint, samples, folder / "parts", *options) | kinds
-                join(checkpoint, [Checkpoint(folder / "parts" / name) for name in ("thinker", "talker")], folder)
-                shutil.rmtree(folder / "parts")
-                (folder / "quantization_report.json").write_text(json.dumps(report, indent=2) + "\n")
-            made = f"{args.output_dir}"
-        else:
-            report = quantize(checkpoint, samples, args.output_dir, *options) | kinds
-            with atomic_file(args.output_dir / "quantization_report.json") as path:
-                path.write_text(json.dumps(report, indent=2) + "\n")
-            made = f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}"
+        with quantised(checkpoint, samples, args.output_dir, args.device, settings) as (parts, report):
+            text = json.dumps(report | kinds, indent=2) + "\n"
+            if args.single_folder:
+                with atomic_directory(args.output_dir) as folder:
+                    join(checkpoint, [Checkpoint(parts / name) for name in ("thinker", "talker")], folder)
+                    (folder / "quantization_report.json").write_text(text)
+                made = f"{args.output_dir}"
+            else:
+                for name in ("thinker", "talker"):
+                    with atomic_directory(args.output_dir / name) as folder:
+                        os.replace(parts / name, folder)
+                with atomic_file(args.output_dir / "quantization_report.json") as path:
+                    path.write_text(text)
+                made = f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}"
+        _warn_of_unreached(report)
     print(f"{made}: {len(report['ranges'])} modules in NVFP4")
+
+
+def _warn_of_unreached(report: dict) -> None:
+    missed = sum(map(len, report["experts_never_reached"].values()))
+    if missed:
+        total = sum(map(len, report["expert_rows"].values()))
+        print(
+            f"warning: calibration never reached {missed} of {total} experts (named in the report); they take the "
+            "input scale of their layer's other experts, and their own weights give the rest",
+            file=sys.stderr,
+        )
 
 
 def _refuse_projections(checkpoint: Checkpoint, include: list[str], exclude: list[str]) -> None:

@@ -67,7 +67,7 @@ class Checkpoint:
         if not shards:
             raise CheckpointError(f"{self.directory}: no *.safetensors file")
         for shard in shards:
-            self.tensors.update(_read_header(shard))
+            self.tensors.update(read_header(shard))
         self._check_index()
         prefix = STANDALONE.get(self.config.get("model_type", ""))
         self.part: str | None = None  # "thinker" or "talker", if it was split off for that
@@ -99,18 +99,38 @@ class Checkpoint:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
 
+    def nbytes(self, prefix: str) -> int:
+        """Of all tensors whose names begin with `prefix`."""
+        return sum(info.nbytes for name, info in self.tensors.items() if name.startswith(prefix))
+
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """One tensor, in its stored dtype; `shape`, when given, must be the stored shape."""
+        info = self._asked_for(name, shape)
+        count = int(np.prod(info.shape, dtype=np.int64))
+        return np.fromfile(info.file, info.dtype, count, offset=info.offset).reshape(info.shape)
+
+    def read_into(self, name: str, shape: tuple[int, ...], buffer: np.ndarray) -> None:
+        """The bytes of one tensor, whose shape must be `shape`, into buffer uint8 [nbytes]."""
+        info = self._asked_for(name, shape)
+        with info.file.open("rb", buffering=0) as f:
+            f.seek(info.offset)
+            view, done = memoryview(buffer), 0
+            while done < info.nbytes:  # Linux reads 2 GB at most at once
+                count = f.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(f"{info.file}: truncated at {name}; download the file again")
+                done += count
+
+    def _asked_for(self, name: str, shape: tuple[int, ...] | None) -> TensorInfo:
         info = self.info(name)
         if shape is not None and info.shape != tuple(shape):
             raise CheckpointError(f"{info.file}: {name} has shape {list(info.shape)}, config.json asks for {list(shape)}")
         self.unread.discard(name)
         self.on_read(info.nbytes)
-        count = int(np.prod(info.shape, dtype=np.int64))
-        return np.fromfile(info.file, info.dtype, count, offset=info.offset).reshape(info.shape)
+        return info
 
 
-def _read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensor table of one .safetensors file (8-byte length, JSON header, raw data)."""
     size, table = path.stat().st_size, {}
     try:

@@ -46,12 +46,14 @@ def join(root: Checkpoint, parts: list[Checkpoint], directory: Path, shard_bytes
     for part in parts:
         config |= {k: v for k, v in part.config.items() if k == "nvfp4_heads"}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (directory / "hf_quant_config.json").write_text(json.dumps(_quantization(source), indent=2) + "\n")
+    quant = quantization({name: part.info(name) for name, part in source.items()})
+    (directory / "hf_quant_config.json").write_text(json.dumps(quant, indent=2) + "\n")
     copy_processor_files(root.directory, directory)
 
 
-def _quantization(source: dict[str, Checkpoint]) -> dict:
-    """hf_quant_config.json, as ModelOpt writes it: everything is NVFP4 but what it names."""
-    linears = [n.removesuffix(".weight") for n in source if n.endswith(".weight") and len(source[n].info(n).shape) == 2]
-    kept = sorted(n for n in linears if f"{n}.weight_scale" not in source)
-    return {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16, "exclude_modules": kept}}
+def quantization(tensors: dict[str, TensorInfo], **more: dict) -> dict:
+    """Contents of hf_quant_config.json, as ModelOpt writes it: every matrix is NVFP4 but those that it names."""
+    linears = [n.removesuffix(".weight") for n, info in tensors.items() if n.endswith(".weight") and len(info.shape) == 2]
+    kept = sorted(n for n in linears if f"{n}.weight_scale" not in tensors)
+    algorithm = {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16, "exclude_modules": kept}
+    return {**more, "quantization": algorithm}

@@ -40,6 +40,35 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def resumable_directory(target: Path, key: str) -> Iterator[Path]:
+    """Yields a hidden directory beside `target` for work that takes long. It vanishes when the block ends well or raises
+    OmniError; a run that is stopped leaves it to the next one with the same `key`. What other keys have left is removed.
+
+    Raises OutputBusyError while another process has it.
+    """
+    prefix, suffix = f".{target.name}.", ".resume"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f"{prefix}{key}{suffix}"
+    for entry in list(os.scandir(target.parent)):
+        if entry.name.startswith(prefix) and entry.name.endswith(suffix) and entry.name != folder.name:
+            if entry.is_dir(follow_symlinks=False):
+                _remove_leftover(Path(entry.path))
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lock = _lock(folder)
+    if lock is None:
+        raise OutputBusyError(f"{target}: another process is making it now; wait until it has ended, or choose another folder")
+    try:
+        yield folder
+    except OmniError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yields a path to write; it replaces `target` when the block ends well, and vanishes when it fails."""
     with _workshop(target) as (workshop, _):

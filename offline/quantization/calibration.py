@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from omni_ros.errors import InputError
 from omni_ros.pipeline.tokenizer import ChatTokenizer
@@ -130,36 +128,6 @@ class Prompts:
     def _shorten(self, text: str) -> str:
         offsets = self.tokenizer.tokenizer.encode(text, add_special_tokens=False).offsets
         return text if len(offsets) <= MAX_TEXT_TOKENS else text[: offsets[MAX_TEXT_TOKENS][0]]
-
-
-def chained_forward(
-    model: torch.nn.Module, prompts: Prompts, samples: list[Sample], seed: int, reply_tokens: int, codec_frames: int
-) -> None:
-    """Run every sample through a Qwen3OmniMoeForConditionalGeneration as a whole turn.
-
-    The Thinker replies; its embeddings and hidden states become the Talker's prompt (user rows, nine assistant rows);
-    Talker and CodePredictor speak codec frames. generate() lays this prompt out as the runtime does, which
-    test_equality.py holds equal. The Thinker is greedy; the Talker samples as on the robot, since greedy speech falls
-    into loops. Voices take turns.
-    """
-    torch.manual_seed(seed)
-    voices = sorted(model.config.talker_config.speaker_id)
-    # transformers 5.23: the Talker's get_rope_index reads an audio_config that its own config lacks.
-    object.__setattr__(model.talker.config, "audio_config", model.config.thinker_config.audio_config)
-    for i, sample in enumerate(tqdm(samples, desc="calibrating", unit="sample")):
-        inputs = {name: torch.from_numpy(array).to(model.device) for name, array in prompts(sample).items()}
-        model.generate(
-            **inputs,
-            return_audio=True,
-            speaker=voices[i % len(voices)],
-            thinker_do_sample=False,
-            thinker_eos_token_id=model.config.im_end_token_id,
-            # at least two: transformers cannot speak a reply of one token, nor decode speech without a frame
-            thinker_min_new_tokens=2,
-            thinker_max_new_tokens=reply_tokens,
-            talker_min_new_tokens=2,
-            talker_max_new_tokens=codec_frames + 1,
-        )  # the last code never becomes a frame
 
 
 def download(directory: Path, counts: dict[str, int]) -> None:
