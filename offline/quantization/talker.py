@@ -91,9 +91,7 @@ class Talker:
         c, whole = self.config, self.whole
         user = user_rows(turn.ids, whole)
         media = np.isin(turn.ids, [self.thinker[f"{kind}_token_id"] for kind in ("audio", "image")])
-        rows = torch.empty(
-            len(turn.ids), c.text_config.hidden_size, dtype=self.words.weight.dtype, device=self.words.weight.device
-        )
+        rows = self.words.weight.new_empty(len(turn.ids), c.text_config.hidden_size)
         rows[torch.from_numpy(~media)] = self._text(turn.ids[~media])
         if media.any():
             rows[torch.from_numpy(media)] = self.hidden_projection(turn.states.to(rows))
@@ -126,7 +124,7 @@ class Talker:
         """hidden [B, H] and codes 0 of a frame [B] -> the sum of all its codes' embeddings [B, H]."""
         rows = torch.stack([hidden, self.decoder.codec_embedding(codes)], 1)
         summed, cache = rows[:, 1].clone(), DynamicCache(config=self.predictor.model.config)
-        for group, (head, embedding) in enumerate(zip(self.predictor.lm_head, self.predictor.model.codec_embedding)):
+        for head, embedding in zip(self.predictor.lm_head, self.predictor.model.codec_embedding):
             self.ranges.valid = active[:, None].expand(-1, rows.shape[1])
             out = self.predictor.model(inputs_embeds=rows, past_key_values=cache, use_cache=True).last_hidden_state
             logits = head(out)[:, -1].float()
