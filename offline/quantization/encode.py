@@ -29,3 +29,11 @@ def _nvfp4(weights: torch.Tensor, scale_2: torch.Tensor) -> tuple[torch.Tensor, 
     codes |= (scaled < 0).to(torch.uint8) << 3
     codes = codes.flatten(-2)
     return codes[..., 0::2] | codes[..., 1::2] << 4, scale
+
+
+def fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [O, K] -> float8_e4m3fn [O, K] and one float32 scale, as ModelOpt's FP8 has them: the largest becomes 448."""
+    weight = weight.float()
+    scale = weight.abs().amax() / E4M3_MAX
+    scale = torch.where(scale == 0, 1.0, scale)
+    return (weight / scale).to(torch.float8_e4m3fn), scale
