@@ -107,7 +107,7 @@ def export(
 def _export_one(
     name: str, checkpoint: Checkpoint, sidecars: Checkpoint, directory: Path, dtype: np.dtype, fp8: bool, quantize: bool
 ) -> None:
-    if name in ("thinker", "talker"):
+    if name in ("thinker", "talker", "code_predictor"):
         COMPONENTS[name].export(checkpoint, directory, dtype, quantize)
     else:
         COMPONENTS[name].export(checkpoint, directory, dtype)
@@ -184,7 +184,8 @@ def main(argv: list[str] | None = None) -> int:
         "--activations",
         choices=("float", "nvfp4"),
         default="float",
-        help="nvfp4: round what goes into NVFP4 weights to NVFP4 too (W4A4), as GPUs with FP4 arithmetic do",
+        help="nvfp4: round what goes into NVFP4 weights to NVFP4 too (W4A4), and into FP8 weights to FP8, as GPUs with such "
+        "arithmetic do",
     )
     parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float32 for a float32 checkpoint, else float16")
     args = parser.parse_args(argv)

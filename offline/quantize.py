@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # None: importing it fails
         from .quantization.checkpoints import Settings, quantised  # only now: it takes seconds to import
 
-        settings = Settings(args.seed, tuple(args.include), tuple(args.exclude), args.reply_tokens, args.codec_frames)
+        settings = Settings(
+            args.seed, tuple(args.include), tuple(args.exclude), args.reply_tokens, args.codec_frames, args.cp_quantization
+        )
         kinds = {"samples": {kind: sum(s.kind == kind for s in samples) for kind in COUNTS}, "warnings": warnings}
         with quantised(checkpoint, samples, args.output_dir, args.device, settings) as (parts, report):
             text = json.dumps(report | kinds, indent=2) + "\n"
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
                     path.write_text(text)
                 made = f"{args.output_dir / 'thinker'} and {args.output_dir / 'talker'}"
         _warn_of_unreached(report)
-    print(f"{made}: {len(report['ranges'])} modules in NVFP4")
+    print(f"{made}: {len(report['ranges'])} modules in NVFP4{' and FP8' * (args.cp_quantization == 'fp8')}")
 
 
 def _warn_of_unreached(report: dict) -> None:
@@ -138,6 +140,13 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         metavar="PATTERN",
         help="keep these modules in 16 bit, e.g. 'thinker.model.layers.*.self_attn.*'",
+    )
+    parser.add_argument(
+        "--cp_quantization",
+        choices=("fp8", "nvfp4"),
+        default="",
+        help="quantise the CodePredictor, too, but for its down_proj and heads; export it from OUT/talker then, with "
+        "--components talker,code_predictor",
     )
     parser.add_argument(
         "--reply_tokens",

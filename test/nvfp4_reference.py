@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -13,6 +15,7 @@ from offline.checkpoints.checkpoint import STANDALONE, Checkpoint, write_safeten
 from offline.quantization.nvfp4 import decode, encode
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # share one scale_2, as ModelOpt exports them
+CODE_PREDICTOR = re.compile(r"talker\.code_predictor\.model\.layers\..*(self_attn\.[qkvo]|gate|up)_proj\.weight")
 HEADS = ("thinker.lm_head.weight", "talker.codec_head.weight")
 
 
@@ -101,13 +104,37 @@ def split(root: Checkpoint, out: Path, heads: bool = False) -> dict[str, Checkpo
     return {name: Checkpoint(out / name) for name in ("thinker", "talker")}
 
 
+def quantised_code_predictor(root: Checkpoint, out: Path, form: str) -> Checkpoint:
+    """`root` with the CodePredictor that `offline.quantize --cp_quantization` makes of it, `form` fp8 or nvfp4."""
+    tensors = {}
+    for name in root.tensors:
+        value = root.read(name)
+        if CODE_PREDICTOR.fullmatch(name):
+            value = value.astype(np.float32)
+            if form == "fp8":
+                scale = np.abs(value).max() / np.float32(448)
+                value, tensors[f"{name}_scale"] = (value / scale).astype(ml_dtypes.float8_e4m3fn), np.array(scale)
+            else:
+                value, scale, scale_2 = encode(value, shared_scale(root, name))
+                tensors |= {f"{name}_scale": scale, f"{name}_scale_2": np.array(scale_2)}
+            tensors[name.replace("weight", "input_scale")] = np.array(8 / (448 if form == "fp8" else 6 * 448), np.float32)
+        tensors[name] = value
+    shutil.copytree(root.directory, out, ignore=shutil.ignore_patterns("*.safetensors*"))
+    write_safetensors(out / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
+    return Checkpoint(out)
+
+
 def decoded(root: Checkpoint, parts: dict[str, Checkpoint], out: Path) -> Path:
-    """A float32 checkpoint for transformers: `root`, with what is NVFP4 in `parts` replaced by the values of its codes."""
+    """A float32 checkpoint for transformers: `root`, with what is NVFP4 or FP8 in `parts` replaced by the values of its codes."""
     tensors = {}
     for name in root.tensors:
         part = parts.get(name.split(".")[0])
-        nvfp4 = part and f"{name}_scale" in part
-        tensors[name] = decode(*read(part, name.removesuffix(".weight"))) if nvfp4 else root.read(name).astype(np.float32)
+        if part and f"{name}_scale_2" in part:
+            tensors[name] = decode(*read(part, name.removesuffix(".weight")))
+        elif part and f"{name}_scale" in part:
+            tensors[name] = part.read(name).astype(np.float32) * part.read(f"{name}_scale")
+        else:
+            tensors[name] = root.read(name).astype(np.float32)
     out.mkdir()
     write_safetensors(out / "model.safetensors", {k: (v.dtype, v.shape, [v]) for k, v in tensors.items()})
     for file in root.directory.iterdir():

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import tensorrt_on_cpu
+from nvfp4_reference import quantised_code_predictor
 from onnx import TensorProto, helper, numpy_helper
 
 from offline import build_engines, export_onnx
@@ -86,7 +87,7 @@ def quantize(source: Path, target: Path) -> None:
 def quantize_activations(path: Path) -> None:
     """Put NVFP4Quantize before every quantised linear layer, and the two scales on every MoE."""
     model = onnx.load(path, load_external_data=False)
-    weights, nodes = StoredGraph(path.parent).nvfp4, []
+    weights, nodes = StoredGraph(path.parent).packed, []
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.01, np.float32), "input_scale"))
     for node in model.graph.node:
         if node.op_type == "Gemm" and node.input[1] in weights:
@@ -228,6 +229,16 @@ def test_nvfp4_builds(rtx, exported, tmp_path, weights) -> None:
     assert build_engines.main([str(exported[weights]), str(tmp_path), "--backend", "tensorrt", "--target", "sm120"]) == 0
     for name in ("thinker", "talker"):
         assert json.loads((tmp_path / name / "config.json").read_text())["weights"] == "nvfp4"
+
+
+@pytest.mark.parametrize("activations", [False, True])
+@pytest.mark.parametrize("form, target", [("fp8", "sm89"), ("fp8", "sm120"), ("nvfp4", "sm120")])
+def test_a_quantised_code_predictor_builds(rtx, checkpoints, tmp_path, form, target, activations) -> None:
+    part = quantised_code_predictor(Checkpoint(checkpoints["plain"]), tmp_path / "checkpoint", form)
+    export_onnx.export(
+        part.directory, tmp_path / "onnx", ["code_predictor"], np.dtype(np.float16), quantize_activations=activations
+    )
+    assert build_engines.main([str(tmp_path / "onnx"), str(tmp_path / "out"), "--backend", "tensorrt", "--target", target]) == 0
 
 
 def test_nvfp4_needs_a_gpu_that_has_it(rtx, exported, tmp_path, capsys) -> None:

@@ -15,7 +15,7 @@ from conftest import run
 from cpu_kernels import CpuKernels
 from cuda_on_cpu import Cuda
 from decoder_rows import cosine, likeness, question_with_noise, random_rows
-from nvfp4_reference import split
+from nvfp4_reference import quantised_code_predictor, split
 
 from offline.checkpoints.checkpoint import Checkpoint
 from offline.compare import compare
@@ -328,8 +328,18 @@ def test_projection(built, shared_gpu, monkeypatch, name):
     assert projection(x[:0]).shape == (0, config.model.hidden_size)
 
 
-def test_code_predictor(built, gpu):
-    reference, engine = (open_engine(built / device / "code_predictor") for device in ("cpu", "cuda"))
+@pytest.mark.parametrize("form", ["float16", "fp8", "nvfp4"])
+def test_code_predictor(checkpoints, gpu, tmp_path, form):
+    """From one export, whatever form its weights have. The CPU decodes them."""
+    root = Checkpoint(checkpoints["plain"])
+    part = root if form == "float16" else quantised_code_predictor(root, tmp_path / "checkpoint", form)
+    run("offline.export_onnx", part.directory, tmp_path / "onnx", "--components", "code_predictor", "--dtype", "float16")
+    for device in ("cpu", "cuda"):
+        run("offline.build_engines", tmp_path / "onnx", tmp_path / device, "--device", device)
+    table = json.loads((tmp_path / "cuda/code_predictor/weights.json").read_text())
+    scales = {name.partition("weight")[2] for name in table if name.startswith("model.layers.0.self_attn.q_proj")}
+    assert scales == {"", *{"float16": [], "fp8": ["_scale_2"], "nvfp4": ["_scale", "_scale_2"]}[form]}
+    reference, engine = (open_engine(tmp_path / device / "code_predictor") for device in ("cpu", "cuda"))
     launched = gpu.calls["cudaGraphLaunch"]
     random = np.random.default_rng(2)
     equal = 0

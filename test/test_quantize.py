@@ -15,7 +15,7 @@ import torch
 import torchvision_shim  # noqa: F401  (before transformers)
 from calibration_samples import write_samples
 from conftest import ROOT, run
-from nvfp4_reference import decoded, exported_linears, packed, read
+from nvfp4_reference import CODE_PREDICTOR, decoded, exported_linears, packed, read
 from transformers import AutoTokenizer
 from transformers.models.qwen3_omni_moe import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTextConfig
 
@@ -429,6 +429,44 @@ def test_all_that_may_be_included_is_spoken(root: Checkpoint, samples: list[Samp
         (root.directory, ["--components", "visual,audio,code2wav"]),
     ):
         run("offline.export_onnx", source, tmp_path / "onnx", "--dtype", "float32", *arguments)
+    run("offline.build_engines", tmp_path / "onnx", tmp_path / "engines")
+    hello = [{"role": "user", "content": [{"type": "text", "text": "what do you see and hear"}]}]
+    length = {"max_generate_length": 10, "max_audio_length": 16}
+    expected = oracle.Oracle(decoded(root, parts, tmp_path / "decoded")).generate(hello, **length)
+    pipeline = Pipeline.open(tmp_path / "engines", threads=1)
+    *_, finished = pipeline.generate(Request(hello, **length, temperature=0, talker_temperature=0))
+    assert finished.token_ids == expected.token_ids
+    np.testing.assert_array_equal(finished.codes, expected.codes)
+
+
+@pytest.mark.parametrize("form", ["fp8", "nvfp4"])
+def test_the_code_predictor_in_fewer_bits(root: Checkpoint, samples: list[Sample], out: Path, tmp_path: Path, form: str) -> None:
+    """Thinker and Talker stay as they are without it; transformers with the decoded weights says the same codes."""
+    settings = Settings(cp_quantization=form, **SHORT)
+    with quantised(root, samples, tmp_path / "quantised", "cpu", settings) as (folder, report):
+        shutil.move(folder, tmp_path / "parts")
+    parts = {name: Checkpoint(tmp_path / "parts" / name) for name in ("thinker", "talker")}
+    smaller = {n.removesuffix("_scale") for n in parts["talker"].tensors if n.endswith("weight_scale")} - {
+        f"{n}.weight" for n in packed(Checkpoint(out / "talker"))
+    }
+    assert smaller == {n for n in root.tensors if CODE_PREDICTOR.fullmatch(n)}
+    for name in smaller:
+        assert str(parts["talker"].info(name).dtype) == {"fp8": "float8_e4m3fn", "nvfp4": "uint8"}[form]
+        largest = report["ranges"][name.removesuffix(".weight")]["input_quantizer"]
+        scale = float(parts["talker"].read(name.replace("weight", "input_scale")))
+        assert scale * (448 if form == "fp8" else 2688) >= 0.999 * largest > 0  # q, k and v share theirs in NVFP4
+    quant = json.loads((tmp_path / "parts/talker/hf_quant_config.json").read_text())["quantization"]
+    assert quant["quant_algo"] == {"fp8": "MIXED_PRECISION", "nvfp4": "NVFP4"}[form]
+    if form == "fp8":
+        assert {n for n, layer in quant["quantized_layers"].items() if layer["quant_algo"] == "FP8"} == {
+            n.removeprefix("talker.").removesuffix(".weight") for n in smaller
+        }
+    for source, components in (
+        (tmp_path / "parts/thinker", "thinker"),
+        (tmp_path / "parts/talker", "talker,code_predictor"),
+        (root.directory, "visual,audio,code2wav"),
+    ):
+        run("offline.export_onnx", source, tmp_path / "onnx", "--dtype", "float32", "--components", components)
     run("offline.build_engines", tmp_path / "onnx", tmp_path / "engines")
     hello = [{"role": "user", "content": [{"type": "text", "text": "what do you see and hear"}]}]
     length = {"max_generate_length": 10, "max_audio_length": 16}

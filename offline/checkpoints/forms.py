@@ -53,7 +53,7 @@ def check_forms(checkpoint: Checkpoint, prefixes: Iterable[str]) -> None:
 
 
 def _check_nvfp4(checkpoint: Checkpoint, name: str) -> None:
-    """`name` has block scales: it must be NVFP4 as ModelOpt writes it, and where NVFP4 may be."""
+    """`name` has scales: it must be NVFP4 as ModelOpt writes it, and where NVFP4 may be; or FP8 where that may be."""
     where = f"{checkpoint.directory}: {name}"
     if name.startswith(SIXTEEN_BIT):
         raise CheckpointError(f"{where} is quantised, and has to stay in 16 bit; quantise again and leave it out")
@@ -67,8 +67,14 @@ def _check_nvfp4(checkpoint: Checkpoint, name: str) -> None:
             f"{where}: gate and up in one quantised tensor are not read; quantise again with gate_proj and up_proj"
         )
     weight = checkpoint.info(name)
+    if weight.dtype == ml_dtypes.float8_e4m3fn and name.startswith("talker.code_predictor.model.layers."):
+        read_scalar(checkpoint, f"{name}_scale")
+        return
     if weight.dtype != np.uint8 or f"{name}_scale_2" not in checkpoint:
-        raise CheckpointError(f"{where}: {weight.dtype} weights with scales are not NVFP4, the only quantised form that is read")
+        raise CheckpointError(
+            f"{where}: {weight.dtype} weights with scales are not NVFP4, the only quantised form that is read "
+            "(in the CodePredictor's layers, FP8 with one scale, too)"
+        )
     if checkpoint.info(f"{name}_scale").dtype != ml_dtypes.float8_e4m3fn:
         raise CheckpointError(f"{where}: its block scales are {checkpoint.info(f'{name}_scale').dtype}, NVFP4 has float8_e4m3fn")
     for scale in (f"{name}_scale_2", f"{name.removesuffix('weight')}input_scale"):

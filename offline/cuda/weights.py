@@ -26,11 +26,14 @@ def write_weights(source: Path, target: Path, shape: dict) -> str:
     if problem := beyond_kernels(parse(DecoderConfig, shape, "decoder", source / "config.json")):
         raise CheckpointError(f"{source}: {problem}. Use --device cpu or TensorRT")
     stored = StoredGraph(source)
-    if any(f.name == "NVFP4Quantize" for f in stored.model.functions):
+    if any(f.name in ("NVFP4Quantize", "FP8Quantize") for f in stored.model.functions):
         raise CheckpointError(
             f"{source}: exported with --activations nvfp4, but GPU kernels round no activations: export with --activations float"
         )
     _check_stacks(source, stored)
+    for name in (f"{n.removesuffix('_scale_2')}" for n in stored.tensors if n.endswith("down_proj.weight_scale_2")):
+        if f"{name}_scale" not in stored.tensors:
+            raise CheckpointError(f"{source}: {name} is FP8; GPU kernels take a down_proj in NVFP4 or 16 bit")
     data, table = ExternalData(target, "weights.data"), {}
     for name, tensor in stored.tensors.items():
         if name.startswith("const_"):
@@ -49,8 +52,8 @@ def _check_stacks(source: Path, stored: StoredGraph) -> None:
     for first, *others in STACKS:
         for name in (n for n in stored.tensors if first in n):
             stack = [n for n in (name, *(name.replace(first, other) for other in others)) if n in stored.tensors]
-            if len({f"{n}_scale" in stored.tensors for n in stack}) > 1:
+            if len({(f"{n}_scale" in stored.tensors, f"{n}_scale_2" in stored.tensors) for n in stack}) > 1:
                 raise CheckpointError(
-                    f"{source}: of {', '.join(stack)} some are NVFP4 and some are not; GPU kernels take them "
+                    f"{source}: of {', '.join(stack)} some are NVFP4 or FP8 and some are not; GPU kernels take them "
                     "of one kind: quantise all of them, or --exclude all"
                 )

@@ -51,11 +51,11 @@ def traffic(graph: StoredGraph) -> Traffic:
     """Of one exported graph. A weight that several nodes use is read by each: caches are smaller than a layer."""
     sizes = {name: _bytes(t) for name, t in graph.tensors.items()}
     values = {t.name: t.type.tensor_type for t in graph.model.graph.input}
-    of = {**sizes, **{name: sum(sizes[part] for part in parts) for name, parts in graph.nvfp4.items()}}
+    of = {**sizes, **{name: sum(sizes[part] for part in parts) for name, parts in graph.packed.items()}}
     read = kv_row = 0
     for node in graph.model.graph.node:
         attributes = {a.name: a.i for a in node.attribute}
-        if node.op_type == "Gather" or (node.output[0] in graph.nvfp4 or node.op_type == "DequantizeLinear"):
+        if node.op_type == "Gather" or (node.output[0] in graph.packed or node.op_type == "DequantizeLinear"):
             continue  # a few rows of a table; or counted where the dequantised weight is used
         for i, name in enumerate(node.input):
             if name not in of:
@@ -66,7 +66,7 @@ def traffic(graph: StoredGraph) -> Traffic:
             for cache in node.input[3:5]:
                 heads, head_dim = (values[cache].shape.dim[i].dim_value for i in (1, 3))
                 kv_row += heads * head_dim * helper.tensor_dtype_to_np_dtype(values[cache].elem_type).itemsize
-    return Traffic(sum(sizes.values()), read, kv_row, bool(graph.nvfp4))
+    return Traffic(sum(sizes.values()), read, kv_row, graph.nvfp4)
 
 
 def _bytes(tensor: TensorProto) -> int:

@@ -30,7 +30,7 @@ class GraphBuilder:
     def __init__(self, directory: Path, checkpoint: Checkpoint, prefix: str, dtype: np.dtype, quantize_activations: bool = False):
         """`prefix` stands before every key in the checkpoint; `dtype` is that of activations and 16-bit weights.
 
-        `quantize_activations` rounds what goes into NVFP4 weights to NVFP4 too (W4A4 rather than W4A16).
+        `quantize_activations` rounds what goes into NVFP4 weights to NVFP4 too (W4A4 rather than W4A16), and into FP8 to FP8.
         """
         self.quantize_activations = quantize_activations
         self.directory, self.checkpoint, self.prefix = directory, checkpoint, prefix
@@ -45,6 +45,7 @@ class GraphBuilder:
         self._names: set[str] = set()
         self._constants: dict[tuple, str] = {}
         self._activations: dict[tuple[str, float], str] = {}
+        self._dequantized: dict[str, str] = {}  # matrix -> its value: the CodePredictor uses each 15 times
         directory.mkdir(parents=True, exist_ok=True)
         self._data = ExternalData(directory)
 
@@ -79,11 +80,13 @@ class GraphBuilder:
         return self.tensor(key, self.checkpoint.read(self.prefix + key, shape).astype(self.dtype))
 
     def matrix(self, key: str) -> str:
-        """A linear layer's weight [out, in], 16-bit or NVFP4."""
-        if not self.is_nvfp4(key):
+        """A linear layer's weight [out, in], 16-bit, FP8 or NVFP4."""
+        if not (self.is_fp8(key) or self.is_nvfp4(key)):
             return self.weight(key)
-        out, packed = self.checkpoint.info(self.prefix + key).shape
-        return self.nvfp4(key, [key], (out, 2 * packed))
+        if key not in self._dequantized:
+            out, packed = self.checkpoint.info(self.prefix + key).shape
+            self._dequantized[key] = self.fp8(key) if self.is_fp8(key) else self.nvfp4(key, [key], (out, 2 * packed))
+        return self._dequantized[key]
 
     def stack(self, name: str, keys: list[str], shape: tuple[int, ...]) -> str:
         """Tensors of one shape stacked on a new first axis (a layer's experts), in memory one at a time."""
@@ -97,17 +100,29 @@ class GraphBuilder:
         return self._external(name, value.shape, value.dtype, [value])
 
     def activation(self, x: str, key: str) -> str:
-        """x as it goes into the weight `key`: NVFP4 with the input scale that calibration found, if that is asked for."""
-        if not (self.quantize_activations and self.is_nvfp4(key)):
+        """x as it goes into the weight `key`: rounded with the input scale that calibration found, if that is asked for."""
+        if not (self.quantize_activations and (self.is_nvfp4(key) or self.is_fp8(key))):
             return x
         name = (x, float(read_scalar(self.checkpoint, self.prefix + key.removesuffix("weight") + "input_scale")))
         if name not in self._activations:  # q, k and v share theirs
-            self._activations[name] = self.op("NVFP4Quantize", x, self.const(name[1], np.float32), domain=DOMAIN)
+            function = "FP8Quantize" if self.is_fp8(key) else "NVFP4Quantize"
+            self._activations[name] = self.op(function, x, self.const(name[1], np.float32), domain=DOMAIN)
         return self._activations[name]
 
     def is_nvfp4(self, key: str) -> bool:
-        """ModelOpt stores a quantised weight as packed codes with `_scale` and `_scale_2` beside them."""
-        return f"{self.prefix}{key}_scale" in self.checkpoint
+        """ModelOpt stores an NVFP4 weight as packed codes with `_scale` and `_scale_2` beside them,"""
+        return f"{self.prefix}{key}_scale_2" in self.checkpoint
+
+    def is_fp8(self, key: str) -> bool:
+        """and an FP8 weight as codes with one `_scale`."""
+        return f"{self.prefix}{key}_scale" in self.checkpoint and not self.is_nvfp4(key)
+
+    def fp8(self, key: str) -> str:
+        """A matrix of FP8 (E4M3) codes, bit for bit, behind DequantizeLinear with its scale (and a Cast)."""
+        codes = self.tensor(key, self.checkpoint.read(self.prefix + key))
+        scale = self.tensor(f"{key}_scale_2", np.array(read_scalar(self.checkpoint, f"{self.prefix}{key}_scale")))
+        weight = self.op("DequantizeLinear", codes, scale)
+        return weight if self.dtype == np.float32 else self.cast(weight, self.dtype)
 
     def nvfp4(self, name: str, keys: list[str], shape: tuple[int, ...]) -> str:
         """NVFP4 weights [..., K], bit for bit as ModelOpt wrote them, behind two DequantizeLinear nodes (and a Cast).

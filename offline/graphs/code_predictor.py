@@ -19,6 +19,7 @@ from omni_ros.errors import CheckpointError
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.rope import read_rope
+from . import functions
 from .builder import GraphBuilder
 
 TOP_K, TOP_P = 50, 0.8  # transformers: Qwen3OmniMoeTalkerForConditionalGeneration.prepare_inputs_for_generation
@@ -117,10 +118,13 @@ def sample(g: GraphBuilder, logits: str, noise: str, k: int) -> str:
     return g.op("Squeeze", g.op("GatherElements", index, choice, axis=1), g.const([0]))
 
 
-def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype) -> None:
+def export(checkpoint: Checkpoint, directory: Path, dtype: np.dtype, quantize_activations: bool) -> None:
     """`multimodal/code_predictor`: the frame graph and config.json."""
     c = CodePredictorConfig.from_json(checkpoint.config["talker_config"]["code_predictor_config"])
-    g = GraphBuilder(directory, checkpoint, "talker.code_predictor.", dtype)
+    quantize_activations &= any(n.startswith("talker.code_predictor.") and n.endswith("_scale") for n in checkpoint.tensors)
+    g = GraphBuilder(directory, checkpoint, "talker.code_predictor.", dtype, quantize_activations)
+    if quantize_activations:
+        g.functions += [functions.nvfp4_quantize(), functions.fp8_quantize()]
     groups, k = c.num_code_groups - 1, min(TOP_K, c.vocab_size)
     last_hidden = g.input("last_hidden", [1, c.hidden_size])
     code0_embed = g.input("code0_embed", [1, c.hidden_size])

@@ -89,8 +89,9 @@ class ExternalData:
 class StoredGraph:
     """An exported model.onnx and its weights.
 
-    `nvfp4` maps the output of each pair of DequantizeLinear nodes (and of the Cast behind it) to the initializers (codes,
-    scale, scale_2) in front of it: whoever lowers the graph may take those as they are, or `read` the decoded value.
+    `packed` maps the output of the DequantizeLinear nodes of a weight (and of the Cast behind them) to the initializers in
+    front of it, of NVFP4 (codes, scale, scale_2) and of FP8 (codes, scale_2): whoever lowers the graph may take those as they
+    are, or `read` the decoded value.
     """
 
     def __init__(self, directory: Path):
@@ -98,19 +99,22 @@ class StoredGraph:
         self.model = onnx.load(directory / "model.onnx", load_external_data=False)
         self.tensors = {t.name: t for t in self.model.graph.initializer}
         producer = {o: n for n in self.model.graph.node for o in n.output}
-        self.nvfp4: dict[str, tuple[str, str, str]] = {}
+        self.packed: dict[str, tuple[str, ...]] = {}
         for node in self.model.graph.node:
             codes = self.tensors.get(node.input[0]) if node.input else None
             if codes is not None and codes.data_type == TensorProto.FLOAT4E2M1:
-                self.nvfp4[node.output[0]] = (codes.name, *producer[node.input[1]].input[:2])
-            elif node.op_type == "Cast" and node.input[0] in self.nvfp4:
-                self.nvfp4[node.output[0]] = self.nvfp4[node.input[0]]
+                self.packed[node.output[0]] = (codes.name, *producer[node.input[1]].input[:2])
+            elif codes is not None and node.op_type == "DequantizeLinear" and node.input[1] == f"{codes.name}_scale_2":
+                self.packed[node.output[0]] = (codes.name, node.input[1])
+            elif node.op_type == "Cast" and node.input[0] in self.packed:
+                self.packed[node.output[0]] = self.packed[node.input[0]]
+        self.nvfp4 = any(t.data_type == TensorProto.FLOAT4E2M1 for t in self.tensors.values())
 
     def __contains__(self, name: str) -> bool:
-        return name in self.tensors or name in self.nvfp4
+        return name in self.tensors or name in self.packed
 
     def shape(self, name: str) -> list[int]:
-        return list(self.tensors[self.nvfp4[name][0] if name in self.nvfp4 else name].dims)
+        return list(self.tensors[self.packed[name][0] if name in self.packed else name].dims)
 
     def raw(self, name: str, index: int | None = None) -> np.ndarray:
         """Initializer `name`, or its slice `index` of the first axis, as stored; FP4 codes come packed, uint8 [..., K/2]."""
@@ -130,13 +134,16 @@ class StoredGraph:
         return np.fromfile(self.directory / where["location"], dtype, int(np.prod(shape)), offset=offset).reshape(shape)
 
     def read(self, name: str, index: int | None = None, dtype: DTypeLike = np.float32) -> np.ndarray:
-        """`name`, or its slice `index` of the first axis: NVFP4 decoded to `dtype`, float16 and float32 converted to it,
+        """`name`, or its slice `index` of the first axis: NVFP4 and FP8 decoded to `dtype`, float16 and float32 converted to it,
         all else as stored. `dtype` is float32 or float16; float16 is the float32 value, rounded once.
         """
-        if name not in self.nvfp4:
+        if name not in self.packed:
             array = self.raw(name, index)
             return array.astype(dtype, copy=False) if array.dtype in (np.float16, np.float32) else array
-        codes, scale, scale_2 = self.nvfp4[name]
+        if len(self.packed[name]) == 2:
+            codes, scale_2 = self.packed[name]
+            return (self.raw(codes).astype(np.float32) * self.raw(scale_2)).astype(dtype, copy=False)
+        codes, scale, scale_2 = self.packed[name]
         last = self.raw(scale_2)  # [] for a matrix, [E] for a stack
         if last.ndim and index is None:
             return np.stack([self.read(name, e, dtype) for e in range(len(last))])

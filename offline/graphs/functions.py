@@ -108,6 +108,19 @@ def moe(top_k: int, normalize: bool, quantize_activations: bool) -> onnx.Functio
     return helper.make_function(DOMAIN, "MoE", inputs, ["y"], nodes, opsets, attributes=["top_k", "normalize"])
 
 
+def fp8_quantize() -> onnx.FunctionProto:
+    """FP8Quantize(x, scale) -> y: x rounded to scale * E4M3 and back; scale [] float32, which calibration found."""
+    zero = TensorProto(name="zero", data_type=TensorProto.FLOAT8E4M3FN, raw_data=b"\0")
+    nodes = [
+        helper.make_node("Constant", [], ["zero"], value=zero),
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("QuantizeLinear", ["wide", "scale", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["value"]),
+        helper.make_node("CastLike", ["value", "x"], ["y"]),
+    ]
+    return helper.make_function(DOMAIN, "FP8Quantize", ["x", "scale"], ["y"], nodes, [helper.make_opsetid("", OPSET)])
+
+
 def nvfp4_quantize() -> onnx.FunctionProto:
     """NVFP4Quantize(x, scale) -> y: x [..., K] rounded to NVFP4 and back, as `nvfp4.py` and ModelOpt's NVFP4QTensor do.
 

@@ -64,7 +64,7 @@ class Reference:
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The graph's outputs, state included."""
         values = {name: _wide(array) for name, array in inputs.items()}
-        nodes = [n for n in self.graph.model.graph.node if n.output[0] not in self.graph.nvfp4 and not self._is_scale(n)]
+        nodes = [n for n in self.graph.model.graph.node if n.output[0] not in self.graph.packed and not self._is_scale(n)]
         readers = Counter(i for n in nodes for i in n.input)
         for node in nodes:
             arrays = self._moe(node, values) if node.op_type == "MoE" else self._node(node, values)

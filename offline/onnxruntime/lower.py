@@ -4,7 +4,7 @@ CachedAttention -> com.microsoft GroupQueryAttention: caches in place, cost foll
 MoE             -> com.microsoft MoE (or QMoE): only the routed experts are computed
 Attention       -> com.microsoft MultiHeadAttention in the encoders: half the time and memory on large pictures
 Swish (24)      -> com.microsoft QuickGelu: opset 23 remains, which ONNX Runtime 1.23 (Python 3.10) reads too
-NVFP4 weights   -> decoded, exactly; rounded activations (W4A4) are reproduced with plain operators, slowly
+NVFP4, FP8      -> decoded, exactly; rounded activations (W4A4) are reproduced with plain operators, slowly
 float16         -> float32, which is what the CPU computes in
 --weights int4  -> Gemm becomes MatMulNBits and MoE becomes QMoE: blocks of 32, symmetric, int8 activations
 """
@@ -154,8 +154,8 @@ class Lowering:
                 self.cached_attention(node)
             elif node.op_type == "MoE" and len(node.input) == 5:
                 self.moe(node)
-            elif node.op_type == "DequantizeLinear" or node.output[0] in self.stored.nvfp4:
-                continue  # NVFP4: the CPU has no kernels for it, so the weight itself is decoded and stored
+            elif node.op_type == "DequantizeLinear" or node.output[0] in self.stored.packed:
+                continue  # NVFP4, FP8: the CPU has no kernels for them, so the weight itself is decoded and stored
             elif node.op_type == "Swish":
                 self.nodes.append(
                     helper.make_node("QuickGelu", list(node.input), list(node.output), node.name, domain=MICROSOFT, alpha=1.0)

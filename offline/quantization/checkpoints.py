@@ -6,6 +6,7 @@ it saw, so a run that was stopped goes on behind the last one.
 """
 
 import contextlib
+import fnmatch
 import gc
 import json
 import math
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,7 +36,7 @@ from .export import LARGEST, Exporter
 from .nvfp4 import BLOCK
 from .placement import Placement, Reader
 from .ranges import Ranges
-from .selection import input_sizes, select
+from .selection import CODE_PREDICTOR, input_sizes, select
 from .talker import Talker
 from .thinker import Thinker
 from .turns import BATCH_ROWS, Turn, batches
@@ -55,6 +57,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     reply_tokens: int = 24
     codec_frames: int = 24
+    cp_quantization: str = ""  # of the CodePredictor: "fp8", "nvfp4", or none
     greedy: bool = False  # speech too; for comparisons
 
     def key(self, checkpoint: Checkpoint, samples: list[Sample]) -> str:
@@ -76,7 +79,8 @@ def quantised(
 ) -> Iterator[tuple[Path, dict]]:
     """Yields a folder beside `output` with thinker/ and talker/, to be moved or joined, and the report: ranges per module,
     use of the experts."""
-    chosen = select(input_sizes(checkpoint), settings.include, settings.exclude)
+    extra = CODE_PREDICTOR if settings.cp_quantization else ()
+    chosen = select(input_sizes(checkpoint), [*settings.include, *extra], settings.exclude)
     prompts = Prompts(checkpoint)
     turns = []
     for i, sample in enumerate(tqdm(samples, desc="reading samples", unit="sample")):
@@ -172,7 +176,8 @@ class _Run:
     def export(self, part: str, inputs: dict[str, float]) -> None:
         """Write folder/`part`, a checkpoint of its own: its tensor X is tensor `part`.X of the root checkpoint."""
         place = self.folder / part
-        Exporter(self.reader, self.chosen, inputs, self.devices).write(part, PREFIXES[part], place)
+        fp8 = [n for p in CODE_PREDICTOR if self.settings.cp_quantization == "fp8" for n in fnmatch.filter(self.chosen, p)]
+        Exporter(self.reader, self.chosen, inputs, self.devices, frozenset(fp8)).write(part, PREFIXES[part], place)
         quant = quantization(dict(ChainMap(*map(read_header, place.glob("*.safetensors")))), producer=PRODUCER)
         (place / "hf_quant_config.json").write_text(json.dumps(quant, indent=2) + "\n")
         section = self.config.thinker_config.text_config if part == "thinker" else self.config.talker_config
@@ -220,8 +225,15 @@ def _ranges(chosen: list[str], inputs: dict[str, float], parts: list[Checkpoint]
 def _as_transformers_has_it(quant: dict) -> dict:
     """The same as config.json's quantization_config, the form that vLLM and transformers read."""
     four_bits = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": BLOCK}
+    groups: dict[str, Any] = {"group_0": {"input_activations": four_bits, "weights": four_bits, "targets": ["Linear"]}}
+    mixed = quant["quantization"].get("quantized_layers", {})
+    if mixed:
+        eight_bits = {"dynamic": False, "num_bits": 8, "type": "float"}
+        by = {a: [n for n, layer in mixed.items() if layer["quant_algo"] == a] for a in ("NVFP4", "FP8")}
+        groups["group_0"]["targets"] = by["NVFP4"]
+        groups["group_1"] = {"input_activations": eight_bits, "weights": eight_bits, "targets": by["FP8"]}
     return {
-        "config_groups": {"group_0": {"input_activations": four_bits, "weights": four_bits, "targets": ["Linear"]}},
+        "config_groups": groups,
         "ignore": quant["quantization"]["exclude_modules"],
         "quant_algo": quant["quantization"]["quant_algo"],
         "producer": quant["producer"],

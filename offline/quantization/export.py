@@ -28,11 +28,14 @@ Arrays = dict[str, np.ndarray]
 
 
 class Exporter:
-    """`inputs`: largest input of every chosen module, of experts module.gate_up_proj and module.down_proj."""
+    """`inputs`: largest input of every chosen module, of experts module.gate_up_proj and module.down_proj;
+    `fp8`: which of them become FP8 rather than NVFP4."""
 
-    def __init__(self, reader: Reader, chosen: list[str], inputs: dict[str, float], devices: list[torch.device]):
+    def __init__(
+        self, reader: Reader, chosen: list[str], inputs: dict[str, float], devices: list[torch.device], fp8: frozenset[str]
+    ):
         self.reader, self.checkpoint, self.devices = reader, reader.checkpoint, devices
-        self.chosen, self.inputs = chosen, inputs
+        self.chosen, self.inputs, self.fp8 = chosen, inputs, fp8
 
     def write(self, part: str, prefixes: tuple[str, ...], folder: Path) -> None:
         """Write tensors that begin with `prefixes` to `folder`, a shard for each layer, named without `part`."""
@@ -86,6 +89,13 @@ class Exporter:
     def _linear(self, module: str, device: torch.device) -> Arrays:
         group = self._group(module)
         weight = self.reader.read([f"{module}.weight"], device)
+        if module in self.fp8:
+            codes, scale = encode.fp8(weight[0])
+            return {
+                "weight": codes.view(torch.uint8).cpu().numpy().view(ml_dtypes.float8_e4m3fn),
+                "weight_scale": np.array(scale.cpu().numpy()),
+                "input_scale": np.array(np.float32(self.inputs[module]) / np.float32(encode.E4M3_MAX)),
+            }
         largest = max(float(self.reader.read([f"{n}.weight"], device).abs().amax()) for n in group)
         scale_2 = _not_zero(torch.tensor([largest], device=device) / LARGEST)
         return _arrays(*encode.nvfp4(weight, scale_2), scale_2, max(self.inputs[n] for n in group))[0]

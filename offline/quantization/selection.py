@@ -11,6 +11,11 @@ from .nvfp4 import BLOCK
 
 # All else stays in 16 bit.
 QUANTISED = ("thinker.model.layers.*.self_attn.*", "thinker.model.layers.*.mlp.experts", "talker.model.layers.*.mlp.experts")
+CODE_PREDICTOR = (  # with --cp_quantization; its down_proj and heads stay in 16 bit
+    *(f"talker.code_predictor.model.layers.*.self_attn.{p}_proj" for p in "qkvo"),
+    "talker.code_predictor.model.layers.*.mlp.gate_proj",
+    "talker.code_predictor.model.layers.*.mlp.up_proj",
+)
 NO_LINEAR = re.compile(r"thinker\.(visual|audio_tower)\.|code2wav\.|.*(embed_tokens|codec_embedding)|.*\.mlp\.gate\.weight$")
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.(\w+)\.weight$")
 

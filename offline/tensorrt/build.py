@@ -51,7 +51,7 @@ def build(folder: EngineFolder, target: str | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=folder.directory.parent) as work:
         lowering = lower(trt, folder.source, Path(work), target, limits.get("capacity", 0))
         lowered = hashlib.sha256((Path(work) / "model.onnx").read_bytes()).hexdigest()
-        wanted = known_good_flags(package_name(trt), trt.__version__, target, bool(lowering.stored.nvfp4))
+        wanted = known_good_flags(package_name(trt), trt.__version__, target, lowering.stored.nvfp4)
         with compiler_flags(wanted) as flags:
             plan, host_inputs = build_plan(trt, lowering, config, target, cache)
     plan = memoryview(plan)

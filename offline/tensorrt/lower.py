@@ -53,6 +53,7 @@ class Lowering:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple, str] = {}
+        self._dequantized: dict[str, str] = {}  # codes -> their value
         self.widths: dict[str, int] = {}  # rotated value -> heads * head_dim
         self.moe_outputs: dict[str, list[str]] = {}  # output of each spliced MoE -> what goes into it
         self.in_place = supports("TensorScatter")  # whether KV caches are updated in place
@@ -82,11 +83,12 @@ class Lowering:
             "CachedAttention": self.cached_attention,
             "MoE": lambda node: moe(self, node),
             "NVFP4Quantize": self.quantize_node,
+            "FP8Quantize": self.quantize_fp8,
             "RotaryEmbedding": self.rotary,
             "Attention": self.attention,
         }
         for node in self.graph.node:
-            if node.output[0] in self.stored.nvfp4 or (node.op_type == "DequantizeLinear" and node.input[0] in self.stored):
+            if node.output[0] in self.stored.packed or (node.op_type == "DequantizeLinear" and node.input[0] in self.stored):
                 continue  # weights: `weight` makes these nodes where they are used
             if node.op_type in lower:
                 lower[node.op_type](node)
@@ -174,13 +176,18 @@ class Lowering:
             node.input[2] = self.op("Reshape", [node.input[2], shape], f"{node.output[0]}.value")
         self.nodes.append(node)
 
-    # ---- NVFP4 ------------------------------------------------------------------------------------------------------
+    # ---- NVFP4, FP8 ------------------------------------------------------------------------------------------------------
     def weight(self, name: str) -> str:
-        """`name` itself, or the FP4 weight of that name behind DequantizeLinear nodes made here."""
-        if name not in self.stored.nvfp4:
+        """`name` itself, or the FP4 or FP8 weight of that name behind DequantizeLinear nodes made here."""
+        if name not in self.stored.packed:
             return name
-        codes, scales, last = self.stored.nvfp4[name]
-        return self.dequantize(codes, scales, last, len(self.stored.shape(name)) - 1, f"{codes}.value")
+        codes, *scales, last = self.stored.packed[name]
+        if codes not in self._dequantized:  # once, though the CodePredictor uses it 15 times
+            output, axis = f"{codes}.value", len(self.stored.shape(name)) - 1
+            self._dequantized[codes] = (
+                self.dequantize(codes, scales[0], last, axis, output) if scales else self.dequantize_fp8(codes, last, output)
+            )
+        return self._dequantized[codes]
 
     def dequantize(self, codes: str, scales: str, last: str, axis: int, output: str) -> str:
         """codes * (block scales * last scale) in float32, cast; `last` is one number, or one per matrix of a stack."""
@@ -189,6 +196,20 @@ class Lowering:
         exact = output if self.dtype == TensorProto.FLOAT else f"{output}.float32"
         self.op("DequantizeLinear", [codes, scale], exact, axis=axis, block_size=NVFP4_BLOCK)
         return exact if exact == output else self.op("Cast", [exact], output, to=self.dtype)
+
+    def dequantize_fp8(self, codes: str, scale: str, output: str) -> str:
+        if self.dtype == TensorProto.FLOAT:
+            return self.op("DequantizeLinear", [codes, scale], output)
+        return self.op("Cast", [self.op("DequantizeLinear", [codes, scale], f"{output}.float32")], output, to=self.dtype)
+
+    def quantize_fp8(self, node: onnx.NodeProto) -> None:
+        """x rounded to FP8 and back: TensorRT multiplies codes by codes where weights are FP8, too."""
+        x, scale = node.input
+        codes = f"{node.output[0]}.codes"
+        if self.dtype != TensorProto.FLOAT:
+            x = self.op("Cast", [x], f"{codes}.input", to=TensorProto.FLOAT)
+        zero = self.add(TensorProto(name="fp8_zero", data_type=TensorProto.FLOAT8E4M3FN, raw_data=b"\0"))
+        self.dequantize_fp8(self.op("QuantizeLinear", [x, scale, zero], codes), scale, node.output[0])
 
     def quantize_node(self, node: onnx.NodeProto) -> None:
         self.quantize(node.input[0], node.input[1], node.output[0])

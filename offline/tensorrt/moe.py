@@ -120,9 +120,9 @@ def moe_layer(g: "Lowering", x: str, score: str, expert: str, weights: list[str]
 
 def transpose_stack(g: "Lowering", weight: str) -> str:
     """[E, O, I] -> [E, I, O], one expert in memory at a time; FP4 stays FP4, with its blocks along axis 1."""
-    if weight not in g.stored.nvfp4:
+    if weight not in g.stored.packed:
         return write_transposed(g, weight)
-    codes, scales, last = g.stored.nvfp4[weight]
+    codes, scales, last = g.stored.packed[weight]
     return g.dequantize(write_transposed(g, codes), write_transposed(g, scales), last, 1, f"{codes}.t.value")
 
 

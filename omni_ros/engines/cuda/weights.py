@@ -1,4 +1,4 @@
-"""A decoder's weights in GPU memory, under the checkpoint's names and as the checkpoint stores them: NVFP4 or float16."""
+"""A decoder's weights in GPU memory, under the checkpoint's names and as the checkpoint stores them: NVFP4, FP8 or float16."""
 
 import json
 import math
@@ -61,8 +61,10 @@ class DeviceWeights:
     def matrix(self, name: str, *shape: int) -> Matrix:
         """[rows, K], or a stack of as many as there are experts, [experts, rows, K]."""
         data = self.address(name, *shape)
-        if f"{name}_scale" not in self:
+        if f"{name}_scale_2" not in self:
             return Matrix(data)
+        if f"{name}_scale" not in self:  # FP8
+            return Matrix(data, None, self.address(f"{name}_scale_2", *shape[:-2]))
         scale = self.address(f"{name}_scale", *shape[:-1], shape[-1] // BLOCK)
         return Matrix(data, scale, self.address(f"{name}_scale_2", *shape[:-2]))
 
@@ -77,6 +79,14 @@ class DeviceWeights:
         return SwiGLU(*first, self.matrix(down, *experts, hidden, inner), inner)
 
 
+def _bits(name: str, entries: dict) -> int:
+    if name.endswith("_scale_2"):
+        return 32
+    if name.endswith("_scale"):
+        return 8
+    return 4 if f"{name}_scale" in entries else 8 if f"{name}_scale_2" in entries else 16
+
+
 def read_table(path: Path, size: int) -> dict[str, Tensor]:
     """weights.json, every tensor of which lies inside the `size` bytes of weights.data."""
     try:
@@ -85,8 +95,7 @@ def read_table(path: Path, size: int) -> dict[str, Tensor]:
             offset, shape = entry["offset"], tuple(entry["shape"])
             if not all(type(n) is int and n >= 0 for n in (offset, *shape)) or offset % 16:
                 raise ValueError(f"{name} has no such place")
-            bits = 32 if name.endswith("_scale_2") else 8 if name.endswith("_scale") else 4 if f"{name}_scale" in entries else 16
-            tensors[name] = Tensor(offset, shape, math.prod(shape) * bits // 8)
+            tensors[name] = Tensor(offset, shape, math.prod(shape) * _bits(name, entries) // 8)
             if offset + tensors[name].nbytes > size:
                 raise ValueError(f"{name} lies outside weights.data")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:

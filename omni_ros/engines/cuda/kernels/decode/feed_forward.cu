@@ -64,12 +64,12 @@ __device__ __forceinline__ int route(const FeedForwardArgs& args, int slot, bool
   return id;
 }
 
-template <bool FP4>
+template <Kind W>
 __device__ __forceinline__ void gate_up_rows(const FeedForwardArgs& args, const SwiGLU& e, bool routed, const float* x,
                                              const half_bits* gamma, float eps, float* inner, float* xs) {
   const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP, blocks = args.hidden / BLOCK;
   int row = blockIdx.x * warps + threadIdx.x / WARP, id = 0;
-  Ahead<FP4, FP4 ? 4 : 2> g, u;
+  Ahead<W, W == HALVES ? 2 : 4> g, u;
   Vector v;
   v.fetch_gamma(gamma, args.hidden);
   if (routed) {
@@ -82,7 +82,7 @@ __device__ __forceinline__ void gate_up_rows(const FeedForwardArgs& args, const 
     fetch_row(g, e.gate, start + row, blocks, lane);
     fetch_row(u, e.up, start + row, blocks, lane);
   }
-  const float gate_2 = FP4 ? __ldg(e.gate.scale_2 + id) : 1, up_2 = FP4 ? __ldg(e.up.scale_2 + id) : 1;
+  const float gate_2 = unit<W>(e.gate, id), up_2 = unit<W>(e.up, id);
   if (!routed) {
     wait_for_previous();
     v.fetch(x, args.hidden);
@@ -109,8 +109,11 @@ extern "C" __global__ void __launch_bounds__(256, 3) gate_up(FeedForwardArgs arg
   const bool routed = (int)blockIdx.y < args.top_k;
   const SwiGLU& e = routed ? args.expert : args.shared;
   inner += blockIdx.y * pitch;
-  if (e.gate.scale) gate_up_rows<true>(args, e, routed, x, gamma, eps, inner, (float*)shared);
-  else gate_up_rows<false>(args, e, routed, x, gamma, eps, inner, (float*)shared);
+  switch (kind(e.gate)) {
+    case NVFP4: return gate_up_rows<NVFP4>(args, e, routed, x, gamma, eps, inner, (float*)shared);
+    case FP8: return gate_up_rows<FP8>(args, e, routed, x, gamma, eps, inner, (float*)shared);
+    default: return gate_up_rows<HALVES>(args, e, routed, x, gamma, eps, inner, (float*)shared);
+  }
 }
 
 // hs = inner times w; K and pitches are multiples of 4.
@@ -125,12 +128,12 @@ __device__ __forceinline__ void load_scaled(const float* inner, int K, float w, 
   }
 }
 
-template <bool FP4>
+template <Kind W>
 __device__ __forceinline__ float down_experts(const FeedForwardArgs& args, int row, const float* inner, int pitch, float* hs) {
-  constexpr int A = FP4 ? 12 : 4;
+  constexpr int A = W == NVFP4 ? 12 : 4;
   __shared__ int ids[MAX_SLOTS];
   const int lane = threadIdx.x % WARP, blocks = args.expert.inner / BLOCK, all = args.top_k * blocks;
-  Ahead<FP4, A> e;
+  Ahead<W, A> e;
   auto fetch = [&](int first) {
 #pragma unroll
     for (int a = 0; a < A; a++) {
@@ -151,13 +154,13 @@ __device__ __forceinline__ float down_experts(const FeedForwardArgs& args, int r
   return row < args.hidden ? dot_blocks(e, all, hs, fetch) : 0;
 }
 
-template <bool FP4>
+template <Kind KIND>
 __device__ __forceinline__ float down_shared(const FeedForwardArgs& args, int row, const float* inner, float* hs) {
   const Matrix& m = args.shared.down;
   const int blocks = args.shared.inner / BLOCK;
-  Ahead<FP4, FP4 ? 6 : 3> w;
+  Ahead<KIND, KIND == HALVES ? 3 : 6> w;
   if (row < args.hidden) fetch_row(w, m, row, blocks, threadIdx.x % WARP);
-  const float scale_2 = FP4 ? __ldg(m.scale_2) : 1;
+  const float scale_2 = unit<KIND>(m);
   wait_for_previous();
   const float gate = args.gated ? 1 / (1 + __expf(-args.logits[args.experts])) : 1;
   load_scaled(inner, args.shared.inner, gate * scale_2, hs, threadIdx.x * 4, blockDim.x * 4);
@@ -172,13 +175,13 @@ extern "C" __global__ void __launch_bounds__(512, 1) down(FeedForwardArgs args, 
   const int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
   float sum = 0;
   if (args.shared.inner)
-    sum = args.shared.down.scale ? down_shared<true>(args, row, inner + args.top_k * pitch, shared_hs)
-                                 : down_shared<false>(args, row, inner + args.top_k * pitch, shared_hs);
+    sum = kind(args.shared.down) == NVFP4 ? down_shared<NVFP4>(args, row, inner + args.top_k * pitch, shared_hs)
+                                          : down_shared<HALVES>(args, row, inner + args.top_k * pitch, shared_hs);
   else
     wait_for_previous();
   if (args.top_k)
-    sum += args.expert.down.scale ? down_experts<true>(args, row, inner, pitch, hs)
-                                  : down_experts<false>(args, row, inner, pitch, hs);
+    sum += kind(args.expert.down) == NVFP4 ? down_experts<NVFP4>(args, row, inner, pitch, hs)
+                                           : down_experts<HALVES>(args, row, inner, pitch, hs);
   sum = warp_sum(sum);
   if (row < args.hidden && threadIdx.x % WARP == 0) x[row] += sum;
 }

@@ -15,14 +15,14 @@ struct GemvArgs {
   float* normed;  // null, or [K]: receives the normed x
 };
 
-template <bool FP4>
+template <Kind KIND>
 __device__ __forceinline__ void gemv_rows(const Stacked& m, const GemvArgs& args, float* xs) {
   const int warps = blockDim.x / WARP, lane = threadIdx.x % WARP, blocks = args.K / BLOCK;
   const int total = m.rows[0] + m.rows[1] + m.rows[2];
   int row = blockIdx.x * warps + threadIdx.x / WARP, local;
   Matrix w;
   float scale_2;
-  Ahead<FP4, FP4 ? 8 : 4> ahead;
+  Ahead<KIND, KIND == HALVES ? 4 : 8> ahead;
   auto fetch = [&] {
     w = m.matrix[0];
     local = row;
@@ -34,7 +34,7 @@ __device__ __forceinline__ void gemv_rows(const Stacked& m, const GemvArgs& args
         w = m.matrix[2];
       }
     }
-    scale_2 = FP4 ? __ldg(w.scale_2) : 1;
+    scale_2 = unit<KIND>(w);
     fetch_row(ahead, w, local, blocks, lane);
   };
   if (row < total) fetch();
@@ -53,9 +53,12 @@ __device__ __forceinline__ void gemv_rows(const Stacked& m, const GemvArgs& args
   }
 }
 
-// out [sum rows] = matrices, all NVFP4 or all float16, times x [K] or its norm.
+// out [sum rows] = matrices, all of one kind, times x [K] or its norm.
 extern "C" __global__ void __launch_bounds__(256, 3) gemv(Stacked m, GemvArgs args) {
   extern __shared__ float4 shared[];
-  if (m.matrix[0].scale) gemv_rows<true>(m, args, (float*)shared);
-  else gemv_rows<false>(m, args, (float*)shared);
+  switch (kind(m.matrix[0])) {
+    case NVFP4: return gemv_rows<NVFP4>(m, args, (float*)shared);
+    case FP8: return gemv_rows<FP8>(m, args, (float*)shared);
+    default: return gemv_rows<HALVES>(m, args, (float*)shared);
+  }
 }

@@ -4,7 +4,7 @@
 // A decode step reads every active weight once and computes little, so each kernel is a matrix-vector product with
 // whatever comes before it folded in: the RMSNorm of its input, the routing of a token, the rotation of queries and keys.
 // A kernel starts while the one before it is at work (programmatic dependent launch) and asks for its first weights, which
-// depend on nothing; only then it waits. Weights are taken as the checkpoint has them, float16 or NVFP4; the residual
+// depend on nothing; only then it waits. Weights are taken as the checkpoint has them, float16, NVFP4 or FP8; the residual
 // stream and all sums are float32. Compiled with HEAD_DIM and GROUP (query heads per key head) of the model.
 
 typedef unsigned short half_bits;
@@ -35,12 +35,20 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// A matrix [rows, K] in row order: float16, or NVFP4 (two codes a byte, the even column low) where `scale` is not null.
+// A matrix [rows, K] in row order: NVFP4 (two codes a byte, the even column low) where `scale` is not null, else FP8 (E4M3)
+// where `scale_2` is not, else float16.
 struct Matrix {
   const void* data;
   const unsigned char* scale;  // FP8 E4M3, one for each BLOCK of a row
   const float* scale_2;        // one for the matrix; of a stack of experts, one each
 };
+enum Kind { HALVES, NVFP4, FP8 };
+__device__ __forceinline__ Kind kind(const Matrix& m) { return m.scale ? NVFP4 : m.scale_2 ? FP8 : HALVES; }
+// What a sum of products with codes is worth: the scale of the matrix, of which `matrix` is the place in a stack.
+template <Kind W>
+__device__ __forceinline__ float unit(const Matrix& m, int matrix = 0) {
+  return W == HALVES ? 1.f : __ldg(m.scale_2 + matrix) * (W == FP8 ? 256.f : 1.f);  // see dot_bytes
+}
 
 __device__ __forceinline__ float warp_sum(float v) {
   for (int step = WARP / 2; step; step /= 2) v += __shfl_xor_sync(FULL, v, step);
@@ -141,13 +149,23 @@ __device__ __forceinline__ float dot_halves(uint4 v, const float* x) {  // eight
   return sum;
 }
 
+__device__ __forceinline__ float dot_bytes(unsigned codes, const float* x) {  // four E4M3 codes, worth 2^-8 of their values
+  float sum = 0;
+  for (int i = 0; i < 2; i++) {
+    unsigned t = codes >> (8 * i);  // codes i and i + 2, in the low and the high half
+    unsigned h = ((t & 0x00800080u) << 8) | ((t & 0x007f007fu) << 7);
+    sum += half_to_float((half_bits)(h & 0xffffu)) * x[i] + half_to_float((half_bits)(h >> 16)) * x[i + 2];
+  }
+  return sum;
+}
+
 // ---- rows ----------------------------------------------------------------------------------------------------------------
 // This lane's next A blocks of a row, `first` and every WARP-th after it, on their way from memory.
-template <bool FP4, int A>
+template <Kind W, int A>
 struct Ahead;
 
 template <int A>
-struct Ahead<true, A> {
+struct Ahead<NVFP4, A> {
   uint2 codes[A];
   unsigned char scale[A];
 
@@ -161,7 +179,7 @@ struct Ahead<true, A> {
 };
 
 template <int A>
-struct Ahead<false, A> {
+struct Ahead<HALVES, A> {
   uint4 low[A], high[A];
 
   __device__ __forceinline__ void fetch(const Matrix& m, size_t block, int a) {
@@ -173,16 +191,26 @@ struct Ahead<false, A> {
   }
 };
 
-template <bool FP4, int A>
-__device__ __forceinline__ void fetch_row(Ahead<FP4, A>& w, const Matrix& m, size_t row, int blocks, int first) {
+template <int A>
+struct Ahead<FP8, A> {
+  uint4 codes[A];
+
+  __device__ __forceinline__ void fetch(const Matrix& m, size_t block, int a) { codes[a] = __ldg((const uint4*)m.data + block); }
+  __device__ __forceinline__ float dot(int a, const float (&x)[BLOCK]) const {
+    return dot_bytes(codes[a].x, x) + dot_bytes(codes[a].y, x + 4) + dot_bytes(codes[a].z, x + 8) + dot_bytes(codes[a].w, x + 12);
+  }
+};
+
+template <Kind W, int A>
+__device__ __forceinline__ void fetch_row(Ahead<W, A>& w, const Matrix& m, size_t row, int blocks, int first) {
 #pragma unroll
   for (int a = 0; a < A; a++)
     if (first + a * WARP < blocks) w.fetch(m, row * blocks + first + a * WARP, a);
 }
 
 // This lane's share of a product of `blocks` blocks with xs. `w` has fetched the first ones; `fetch(first)` fetches the next.
-template <bool FP4, int A, class Fetch>
-__device__ __forceinline__ float dot_blocks(Ahead<FP4, A>& w, int blocks, const float* xs, Fetch fetch) {
+template <Kind W, int A, class Fetch>
+__device__ __forceinline__ float dot_blocks(Ahead<W, A>& w, int blocks, const float* xs, Fetch fetch) {
   float sum = 0;
   for (int first = threadIdx.x % WARP; first < blocks; first += A * WARP) {
     if (first >= WARP) fetch(first);
@@ -197,7 +225,7 @@ __device__ __forceinline__ float dot_blocks(Ahead<FP4, A>& w, int blocks, const 
   return sum;
 }
 
-template <bool FP4, int A>
-__device__ __forceinline__ float dot_row(Ahead<FP4, A>& w, const Matrix& m, size_t row, int blocks, const float* xs) {
+template <Kind W, int A>
+__device__ __forceinline__ float dot_row(Ahead<W, A>& w, const Matrix& m, size_t row, int blocks, const float* xs) {
   return dot_blocks(w, blocks, xs, [&](int first) { fetch_row(w, m, row, blocks, first); });
 }
