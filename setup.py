@@ -77,13 +77,12 @@ setup(
         ],
         # nodes microphone and speaker: PortAudio (on Debian and Ubuntu also libportaudio2), WebRTC's echo canceller
         "devices": ["sounddevice>=0.4.6,<0.6", "pywebrtc-audio>=0.2,<0.3"],
-        # NVIDIA ModelOpt and what it imports without saying so; its own [hf] extra asks for an older transformers
+        # the 16-bit model, to calibrate with
         "quantize": [
             "torch==2.13.0",
             "transformers==5.23.0; python_version >= '3.11'",
-            "nvidia-modelopt==0.47.0",
             "accelerate>=1.10,<2",
-            "requests>=2.32,<3",
+            "psutil>=5.9,<8",
             "datasets>=4,<6",
         ],
         # builds engines without a GPU, and runs them on one; on a Jetson, TensorRT is part of JetPack, and cuda-bindings has
@@ -101,6 +100,9 @@ setup(
             "torch==2.13.0",
             "transformers==5.23.0; python_version >= '3.11'",
             "transformers==5.20.2; python_version < '3.11'",
+            # what offline.quantize is compared with, and what it imports without saying so
+            "nvidia-modelopt==0.47.0; python_version >= '3.11'",
+            "requests>=2.32,<3",
             "pymicro-wakeword>=2.5,<3",
             "pytest>=7.4,<9",
             "pytest-xdist>=3.5,<4",

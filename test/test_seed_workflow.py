@@ -21,7 +21,7 @@ from PIL import Image
 from offline.checkpoints.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parent.parent
-HAS_MODELOPT = importlib.util.find_spec("modelopt") is not None
+CAN_QUANTIZE = importlib.util.find_spec("accelerate") is not None
 QUANTIZE = """
 python -m offline.quantize --model_dir $HF --output_dir $QUANT --calibration_dir $SAMPLES --device cpu \\
     --talker_num_audio 1 --talker_num_image 1 --talker_num_text 1 --reply_tokens 3 --codec_frames 3
@@ -95,7 +95,7 @@ def shell(checkpoints, tmp_path_factory) -> Workflow:
 
 @pytest.fixture(scope="module")
 def quantised(shell) -> Workflow:
-    if HAS_MODELOPT:
+    if CAN_QUANTIZE:
         shell(QUANTIZE)
     else:
         (shell.work / "quant").mkdir()
@@ -103,7 +103,7 @@ def quantised(shell) -> Workflow:
     return shell
 
 
-@pytest.mark.skipif(not HAS_MODELOPT, reason="quantize needs NVIDIA ModelOpt: pip install -e '.[quantize]'")
+@pytest.mark.skipif(not CAN_QUANTIZE, reason="quantize needs accelerate: pip install -e '.[quantize]'")
 def test_quantise(quantised):
     for name in ("thinker", "talker"):
         assert len(packed(Checkpoint(quantised.work / "quant" / name))) > 24

@@ -114,7 +114,7 @@ class Checkpoint:
         info = self._asked_for(name, shape)
         with info.file.open("rb", buffering=0) as f:
             f.seek(info.offset)
-            view, done = memoryview(buffer), 0
+            view, done = buffer.data, 0
             while done < info.nbytes:  # Linux reads 2 GB at most at once
                 count = f.readinto(view[done:])
                 if not count:

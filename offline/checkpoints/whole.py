@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -57,12 +56,9 @@ def quantization(tensors: dict[str, TensorInfo], **more: dict) -> dict:
     FP8, every matrix that is not 16 bit is named."""
     linears = [n.removesuffix(".weight") for n, info in tensors.items() if n.endswith(".weight") and len(info.shape) == 2]
     scaled = [n for n in linears if f"{n}.weight_scale" in tensors]
-    fp8 = [n for n in scaled if f"{n}.weight_scale_2" not in tensors]
+    fp8 = {n for n in scaled if f"{n}.weight_scale_2" not in tensors}
     kept = sorted(n for n in linears if f"{n}.weight_scale" not in tensors)
-    algorithm: dict[str, Any] = {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16, "exclude_modules": kept}
-    if fp8:
-        four = {"quant_algo": "NVFP4", "group_size": 16}
-        layers = {n: {"quant_algo": "FP8"} if n in fp8 else four for n in scaled}
-        algorithm: dict[str, Any] = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None, "quantized_layers": layers}
-        algorithm["exclude_modules"] = kept
-    return {**more, "quantization": algorithm}
+    four_bits = {"quant_algo": "NVFP4", "group_size": 16}
+    mixed = {n: {"quant_algo": "FP8"} if n in fp8 else four_bits for n in scaled}
+    algorithm = {"quant_algo": "MIXED_PRECISION", "quantized_layers": mixed} if fp8 else four_bits
+    return {**more, "quantization": {**algorithm, "kv_cache_quant_algo": None, "exclude_modules": kept}}

@@ -88,7 +88,8 @@ def quantised(
     with resumable_directory(output, settings.key(checkpoint, samples)) as folder:
         groups = batches(turns, BATCH_ROWS)
         run = _Run(checkpoint, chosen, devices_of(device), settings, folder)
-        inputs, rows = {}, {}
+        inputs: dict[str, float] = {}
+        rows: dict[str, list[int]] = {}
         for part in PREFIXES:
             seen, used = run.calibrate(part, groups)
             run.export(part, seen)
@@ -119,6 +120,7 @@ class _Run:
         Raises CheckpointError for a module whose inputs no sample feeds.
         """
         ranges, model = Ranges(self.chosen), None
+        make: type[Thinker | Talker] = Thinker if part == "thinker" else Talker
         inputs: dict[str, float] = {}
         rows: dict[str, torch.Tensor] = {}
         with tqdm(total=sum(map(len, groups)), desc=f"calibrating {part}", unit="sample") as bar:
@@ -127,7 +129,7 @@ class _Run:
                 if not file.exists():
                     if model is None:
                         placement = Placement(self.reader, self.devices, RESERVE if self.devices[0].type == "cuda" else 0)
-                        model = {"thinker": Thinker, "talker": Talker}[part](placement, self.config, ranges)
+                        model = make(placement, self.config, ranges)
                         if placement.streamed:
                             bar.write(f"{len(placement.streamed)} layers do not fit and are read for every step", sys.stderr)
                     ranges.inputs, ranges.rows = {}, {}

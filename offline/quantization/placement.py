@@ -8,7 +8,7 @@ so any GPU that holds the rest and one layer will do, and is slower.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from accelerate import init_empty_weights
 from torch.utils._pytree import tree_map

@@ -93,7 +93,7 @@ class Talker:
         media = np.isin(turn.ids, [self.thinker[f"{kind}_token_id"] for kind in ("audio", "image")])
         rows = self.words.weight.new_empty(len(turn.ids), c.text_config.hidden_size)
         rows[torch.from_numpy(~media)] = self._text(turn.ids[~media])
-        if media.any():
+        if turn.states is not None:
             rows[torch.from_numpy(media)] = self.hidden_projection(turn.states.to(rows))
         start = assistant_start(turn.ids, whole)
         bos, end, pad = (self._text([whole[f"tts_{kind}_token_id"]]) for kind in ("bos", "eos", "pad"))

@@ -22,11 +22,11 @@ class Thinker:
         self.head = placement.put("thinker.lm_head", lambda: nn.Linear(text.hidden_size, text.vocab_size, bias=False))
         self.decoder = placement.put_decoder("thinker.model", lambda: hf.Qwen3OmniMoeThinkerTextModel._from_config(text))
         ranges.watch("thinker.model", self.decoder)
-        self.accepted: torch.Tensor | None = None
+        self.accepted: torch.Tensor  # [B, S, H], set by every pass
         self.decoder.layers[config.talker_config.accept_hidden_layer - 1].register_forward_hook(self._accept)
 
     def _accept(self, layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self.accepted = output  # [B, S, H]
+        self.accepted = output
 
     @torch.no_grad()
     def answer(self, turns: list[Turn], longest: int) -> None:

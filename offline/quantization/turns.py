@@ -83,7 +83,7 @@ def user_rows(ids: np.ndarray, config: dict) -> np.ndarray:
     """bool [S]: rows of user segments, which the Talker sees."""
     starts = np.flatnonzero(ids == config["im_start_token_id"])
     role = np.full(len(ids), -1)
-    for start in starts:
+    for start in starts.tolist():
         role[start:] = ids[min(start + 1, len(ids) - 1)]
     return role == config["user_token_id"]
 
@@ -91,4 +91,5 @@ def user_rows(ids: np.ndarray, config: dict) -> np.ndarray:
 def assistant_start(ids: np.ndarray, config: dict) -> int:
     """Row of the last `<|im_start|>assistant`."""
     starts = np.flatnonzero(ids[:-1] == config["im_start_token_id"])
-    return int(starts[ids[starts + 1] == config["assistant_token_id"]][-1])
+    roles = ids[starts + 1]
+    return int(starts[roles == config["assistant_token_id"]][-1])
