@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build nothing: print sizes, bytes read per step, and what Jetson memory bandwidth allows",
+        help="build nothing: print sizes, bytes read per step, memory at run time, and what Jetsons and GPUs by name allow",
     )
     parser.add_argument(
         "--weights",
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     single = (onnx / "model.onnx").is_file()
     try:
         if args.dry_run:
-            print(bandwidth.report(_graphs(onnx), args.maxInputLen))
+            print(bandwidth.report(_graphs(onnx), args.maxInputLen, backend, args.weights, _limits(args)))
             return 0
         if single:
             build_one(onnx, engines, backend, _limits(args), **options)

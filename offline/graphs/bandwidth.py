@@ -1,4 +1,5 @@
-"""What the memory bandwidth of a Jetson allows, from the exported graphs alone: `offline.build_engines --dry-run`.
+"""What fits into the memory of a GPU and what its bandwidth allows, from the exported graphs alone: `offline.build_engines
+--dry-run`.
 
 At batch 1 a step reads every weight that it multiplies by, and computes next to nothing with it. So bytes divided by
 bandwidth is a floor for its time, which good kernels approach to 70-80 %.
@@ -11,11 +12,12 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from .external_data import StoredGraph
+from .memory import Memory, memory
 
 
 @dataclass(frozen=True)
 class Module:
-    memory: float  # bytes, shared by CPU and GPU
+    memory: float  # bytes; of a Jetson, shared by CPU and GPU
     bandwidth: float  # bytes/s
     target: str  # compute capability of its GPU
 
@@ -27,6 +29,12 @@ MODULES = {  # as NVIDIA advertises them; not checked against the data sheets (d
     "Jetson AGX Orin 32GB": Module(32e9, 204.8e9, "sm87"),
     "Jetson Orin NX 16GB": Module(16e9, 102.4e9, "sm87"),
     "Jetson Orin Nano 8GB (Super)": Module(8e9, 102e9, "sm87"),
+    "DGX Spark (GB10)": Module(128e9, 273e9, "sm121"),
+    "GeForce RTX 4090": Module(24e9, 1008e9, "sm89"),
+    "GeForce RTX 5090": Module(32e9, 1792e9, "sm120"),
+    "RTX PRO 6000 Blackwell": Module(96e9, 1792e9, "sm120"),
+    "H100 80GB": Module(85e9, 3350e9, "sm90"),
+    "H200": Module(150e9, 4800e9, "sm90"),
 }
 FRAME_SECONDS = 0.08  # of speech in a codec frame
 STEPS = {
@@ -74,10 +82,14 @@ def _bytes(tensor: TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64)) * bits // 8
 
 
-def report(graphs: dict[str, Path], rows: int) -> str:
-    """`graphs`: engine name -> exported folder; `rows` in the KV caches. A table of engines, then one of modules."""
+def report(graphs: dict[str, Path], rows: int, backend: str, weights: str, limits: dict[str, dict[str, int]]) -> str:
+    """`graphs`: engine name -> exported folder; `rows` in the KV caches; the rest as for `memory`. Three tables: what engines
+    read, what they take, and modules."""
     found = {name: traffic(StoredGraph(folder)) for name, folder in graphs.items()}
-    return "\n".join([*_engine_table(found, rows), "", *_module_table(found, rows)])
+    taken = {name: memory(folder, limits, backend, weights) for name, folder in graphs.items()}
+    needed = sum(m.total for m in taken.values())
+    tables = [_engine_table(found, rows), _memory_table(taken, backend), _module_table(found, rows, needed, backend)]
+    return "\n\n".join("\n".join(lines) for lines in tables)
 
 
 def _engine_table(found: dict[str, Traffic], rows: int) -> list[str]:
@@ -87,21 +99,37 @@ def _engine_table(found: dict[str, Traffic], rows: int) -> list[str]:
     return [*lines, f"{'all':20}{_size(sum(t.weights for t in found.values())):>12}"]
 
 
-def _module_table(found: dict[str, Traffic], rows: int) -> list[str]:
-    """Floors of one token and one codec frame, where the weights fit and the GPU can compute with them."""
-    weights = sum(t.weights for t in found.values())
+def _memory_table(taken: dict[str, Memory], backend: str) -> list[str]:
+    lines = [f"{f'memory, {backend}':20}{'weights':>12}{'caches':>14}{'activations':>16}{'all':>12}"]
+    for name, m in taken.items():
+        lines.append(f"{name:20}{_size(m.weights):>12}{_size(m.caches):>14}{_size(m.activations):>16}{_size(m.total):>12}")
+    sums = [sum(getattr(m, part) for m in taken.values()) for part in ("weights", "caches", "activations", "total")]
+    return [
+        *lines,
+        f"{'all':20}{_size(sums[0]):>12}{_size(sums[1]):>14}{_size(sums[2]):>16}{_size(sums[3]):>12}",
+        "Activations: values alive at once at the largest sizes, a lower bound; operators and the runtime need more.",
+    ]
+
+
+def _module_table(found: dict[str, Traffic], rows: int, needed: int, backend: str) -> list[str]:
+    """Floors of one token and one codec frame, where the engines, which need so many bytes, fit and the GPU can compute with
+    their weights. A CPU has no floor here: it is not memory alone that holds it up."""
     step = {name: t.read + t.kv_row * rows for name, t in found.items()}  # bytes
     token = step.get("thinker")
     frame = step["talker"] + step["code_predictor"] if {"talker", "code_predictor"} <= set(found) else None
     lines = [f"{'at best':42}{'Thinker':>16}{'codec frame':>14}{'both, of 80 ms':>16}   memory"]
     for name, module in MODULES.items():
         cells = ["-", "-", "-"]
-        if weights > module.memory:
-            verdict = f"too small for {_size(weights)} of weights"
-        elif any(t.nvfp4 for t in found.values()) and int(module.target[2:]) < 100:
-            verdict = f"{module.target} cannot compute with NVFP4"
+        if backend == "onnxruntime" and not name.startswith("Jetson"):
+            continue  # its memory is not what a CPU uses
+        if needed > module.memory:
+            verdict = f"too small for {_size(needed)}"
+        elif backend == "tensorrt" and any(t.nvfp4 for t in found.values()) and int(module.target[2:]) < 100:
+            verdict = f"{module.target} cannot compute with NVFP4 (--backend cuda can)"
         else:
-            verdict = f"{weights / 1e9:.1f} of {module.memory / 1e9:.0f} GB for weights"
+            verdict = f"{needed / 1e9:.1f} of {module.memory / 1e9:.0f} GB"
+            if backend == "onnxruntime":
+                token = frame = None
             if token:
                 cells[0] = f"{module.bandwidth / token:,.1f} tokens/s"
             if frame:
@@ -112,9 +140,9 @@ def _module_table(found: dict[str, Traffic], rows: int) -> list[str]:
         lines.append(f"{head:42}{cells[0]:>16}{cells[1]:>14}{cells[2]:>16}   {verdict}")
     return [
         *lines,
-        "At best: bytes read / memory bandwidth. Good kernels reach 70-80 % of it; nothing here was measured on a Jetson.",
+        "At best: bytes read / advertised bandwidth; good kernels reach 70-80 % of it. Measured: docs/benchmarks_gpu.md.",
         "codec frame: Talker and CodePredictor. While it speaks, the robot makes a token and a frame in every 80 ms;",
-        "Code2Wav reads its weights once a call on top. Memory also holds KV caches, activations and all other programs.",
+        "Code2Wav reads its weights once a call on top. Memory also holds all other programs.",
     ]
 
 
