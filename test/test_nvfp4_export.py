@@ -61,7 +61,7 @@ def test_codes_and_scales_are_bit_exact(built, parts):
         graph = StoredGraph(built / "onnx" / name / "llm")
         onnx.checker.check_model(str(built / "onnx" / name / "llm" / "model.onnx"))
         seen = 0
-        for codes, scale, scale_2 in graph.nvfp4.values():
+        for codes, scale, scale_2 in graph.packed.values():
             stack = len(graph.shape(codes)) == 3
             head = codes.startswith(f"{name}.")  # the one linear that is not below thinker.model or talker.model
             linear = codes if head else f"{name}.model.{codes.removesuffix('.weight')}"
