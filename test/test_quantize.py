@@ -311,6 +311,30 @@ def test_layers_without_room_are_read_for_every_step(
     assert counts[0] == 1 and counts[1] > 2 and counts[3] == counts[1]
 
 
+def test_layers_are_spread_over_devices_in_order(
+    root: Checkpoint, samples: list[Sample], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two devices (torch numbers CPUs, and they are one): the first takes what is no layer and two layers, the second the
+    others; the same bytes. That rows go from one GPU to another needs two GPUs to be seen."""
+    devices = [torch.device("cpu", 0), torch.device("cpu", 1)]
+    rest = root.nbytes("thinker.") - root.nbytes("thinker.model.layers.")
+    layer, put = root.nbytes("thinker.model.layers.0."), {}
+    room = {devices[0]: rest + int(2.5 * layer), devices[1]: 10**9}
+    monkeypatch.setattr(checkpoints_module, "devices_of", lambda device: devices)
+    monkeypatch.setattr(placement, "free_bytes", room.get)
+    fill = placement.Placement._fill
+
+    def filling(self, module, prefix, device):
+        put[prefix] = device
+        fill(self, module, prefix, device)
+
+    monkeypatch.setattr(placement.Placement, "_fill", filling)
+    with quantised(root, samples, tmp_path / "again", "cpu", Settings(**SHORT)) as (folder, _):
+        assert_same_files(folder, out)
+    assert [put[f"thinker.model.layers.{i}"].index for i in range(4)] == [0, 0, 1, 1]
+    assert put["thinker.model"] == put["thinker.visual"] == devices[0]
+
+
 def float32(root: Checkpoint, directory: Path) -> Checkpoint:
     """The same values in float32: then nothing rounds differently for rows that are computed side by side."""
     directory.mkdir()
