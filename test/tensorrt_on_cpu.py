@@ -19,7 +19,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 from cuda_on_cpu import Cuda, Fault
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
+from opset_17 import load
 
 from omni_ros.engines.tensorrt.package import PACKAGES
 
@@ -103,15 +104,7 @@ class OnnxParser:
         return op_name not in self.unknown
 
     def parse_from_file(self, model):
-        loaded = onnx.load(model, load_external_data=False)
-        for tensor in loaded.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                where = {e.key: e.value for e in tensor.external_data}
-                with (Path(model).parent / where["location"]).open("rb") as f:  # through the link to the exported weights
-                    f.seek(int(where["offset"]))
-                    tensor.raw_data = f.read(int(where["length"]))
-                tensor.data_location = TensorProto.DEFAULT
-                del tensor.external_data[:]
+        loaded = load(Path(model))
         self.network.model, self.network.host_inputs = loaded, host_inputs(loaded.graph)
         return True
 
