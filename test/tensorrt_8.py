@@ -1,4 +1,4 @@
-"""TensorRT 8.6 in the clothes of TensorRT 10: what omni_ros and offline ask of `tensorrt`, on the last wheel with libraries inside.
+"""TensorRT 8.6 in the clothes of TensorRT 10: what we ask of `tensorrt`, on the last wheel with libraries inside.
 
 Newer wheels on PyPI bring none, so 8.6.0 is what can be run where nothing but a package index is at hand. Its parser reads
 opset 17 (opset_17.py does the rest), whole numbers are int32, the memory of contexts is set by other names, and a build has no

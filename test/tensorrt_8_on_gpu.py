@@ -2,8 +2,8 @@
 
     python test/tensorrt_8_on_gpu.py FOLDER MODEL ... [--self_checks ENGINES]
 
-MODEL: "plain" or "odd" (conftest.CHECKPOINTS), "demo" (demo/model, trained), and the same with -float16 behind. ENGINES/MODEL: CPU
-engines of it, made where ONNX Runtime is newer than Python 3.10 has it and could compute what an engine should answer.
+MODEL: "plain" or "odd" (conftest.CHECKPOINTS), "demo" (demo/model, trained), and the same with -float16 behind. ENGINES/MODEL:
+CPU engines of it, made where ONNX Runtime is newer than Python 3.10 has it and could compute what an engine should answer.
 Needs an NVIDIA GPU, Python 3.10, the wheel tensorrt==8.6.0 and cuda-bindings (docs/verification.md says how it is made to
 load). Makes everything in FOLDER, which must not exist. A part that fails is told, and the next one goes on; the exit status
 says how many failed.
@@ -36,7 +36,6 @@ from offline.build_engines import ENGINES, build_one, build_tree  # noqa: E402
 from offline.make_checkpoint import make_checkpoint  # noqa: E402
 from offline.outputs import engine_folder  # noqa: E402
 from offline.outputs.self_check import FILE  # noqa: E402
-from omni_ros.engines.engine import Engine, State  # noqa: E402
 from omni_ros.engines.open import open_engine  # noqa: E402
 from omni_ros.errors import OmniError  # noqa: E402
 from omni_ros.pipeline.pipeline import Pipeline  # noqa: E402
@@ -319,7 +318,8 @@ def fail(root: Path, model: str) -> None:
 
 def alone(what: str, directory: Path, *options: str) -> None:
     """Open in a process of its own, which this may end."""
-    done = subprocess.run([sys.executable, __file__, "--open", str(directory), *options], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, __file__, "--open", str(directory), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     say(f"ALONE {what}: exit {done.returncode}\n", done.stdout[-1500:], done.stderr[-1500:])
 
 
@@ -350,14 +350,14 @@ def probe(root: Path, model: str) -> None:
     for folder in present(root, model):
         with part(f"probe {model} {folder}"):
             engine = open_engine(root / f"{model}-trt" / folder)
-            plan, trt = engine.engine, sys.modules["tensorrt"]
+            plan = engine.engine
             say(folder, "device memory", plan.device_memory_size_v2, "profiles", plan.num_optimization_profiles)
             names = [plan.get_tensor_name(i) for i in range(plan.num_io_tensors)]
             config = {t.name: t.shape for t in engine.config.inputs + engine.config.outputs}
             config |= {s.input: s.shape for s in engine.config.state} | {s.output: s.shape for s in engine.config.state}
             say({n: (list(plan.get_tensor_shape(n)), config[n], str(plan.get_tensor_location(n))) for n in names[:14]})
             if folder == "talker":
-                context, stream = engine.profiles[1].context, int(engine.device.stream)
+                context = engine.profiles[1].context
                 say("shape outside profile:", attempt(context.set_input_shape, "inputs_embeds", (99999, 1)), engine._errors())
                 say("misaligned address:", attempt(context.set_tensor_address, "inputs_embeds", 257), engine._errors())
                 say("unknown name:", attempt(context.set_tensor_address, "nobody", 256), engine._errors())
@@ -368,7 +368,8 @@ def probe(root: Path, model: str) -> None:
         rng = np.random.default_rng(0)
         say("too much memory:", cuda.cudaMalloc(1 << 50)[0])
         for rows in (5, 1):
-            say("run after it:", attempt(lambda: engine.run(inputs_for(engine, {"S": rows}, rng), state)["logits"].shape), cuda.cudaGetLastError())
+            ran = attempt(lambda rows=rows: engine.run(inputs_for(engine, {"S": rows}, rng), state)["logits"].shape)
+            say("run after it:", ran, cuda.cudaGetLastError())
         engine.close()
     with part("captured before it ran"):
         import omni_ros.engines.tensorrt.engine as module
@@ -379,7 +380,8 @@ def probe(root: Path, model: str) -> None:
             profile.inputs = {}
             outputs = self._infer(profile, profile.largest)
             views = {i.name: self.tensors[i.name].view(profile.largest.get(i.name) or tuple(i.shape)) for i in self.config.inputs}
-            say("capture without a run:", attempt(self.device.capture, self._enqueue, profile, views, {n: self.tensors[n].view(s) for n, s in outputs.items()}, 0), self._errors())
+            made = {n: self.tensors[n].view(s) for n, s in outputs.items()}
+            say("capture without a run:", attempt(self.device.capture, self._enqueue, profile, views, made, 0), self._errors())
             original(self, profile, state)
 
         module.TensorRTEngine._capture = cold
@@ -399,7 +401,11 @@ def attempt(function: Callable, *arguments: object) -> object:
 def times(root: Path, model: str) -> None:
     """Of one run, on both, after some to warm up."""
     for folder, sizes in (
-        ("thinker", {"S": 1}), ("thinker", {"S": 64}), ("talker", {"S": 1}), ("code_predictor", {}), ("code2wav", {"frames": 8}),
+        ("thinker", {"S": 1}),
+        ("thinker", {"S": 64}),
+        ("talker", {"S": 1}),
+        ("code_predictor", {}),
+        ("code2wav", {"frames": 8}),
         ("multimodal/visual", {"frames": 1, "n": 64}),
     ):
         with part(f"time {model} {folder} {sizes}"):
