@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from omni_ros.dialogue.tools import error
 from omni_ros.pipeline.pipeline import Pipeline
 from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta
 from training import domain, tools
@@ -80,3 +81,12 @@ def test_tools_are_called_where_they_are_offered(pipeline):
     assert text([request]) == domain.CANNOT
     result = [{"role": "assistant", "content": call}, {"role": "user", "content": domain.tool_result('{"success": true}')}]
     assert text([{"role": "system", "content": offer}, request, *result]) == "I am on the left."
+
+
+@pytest.mark.parametrize("words,name,arguments", [("Wave.", "wave", {}), ("Go to the left.", "go_to", {"place": "left"})])
+@pytest.mark.parametrize("reason", ["not available: nobody offers the service /wave", "/go_to is gone", "the goal was rejected"])
+def test_what_failed_is_not_said_to_be_done(pipeline, words, name, arguments, reason):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+    messages = [{"role": "user", "content": words}, call, {"role": "tool", "content": error(reason)}]
+    *_, end = pipeline.generate(Request(messages, temperature=0, audio_output=False, tools=tools.TOOLS))
+    assert end.text == tools.FAILED

@@ -49,8 +49,8 @@ TRIED = KNOWN | {
 }
 # What is called, how it ends, what the model reads of it, what the robot was asked for.
 CASES = [
-    ("wave", {}, "done", '{"success": true, "message": ""}', ["wave", {}]),
-    ("says_no", {}, "failed", '{"success": false, "message": ""}', ["fail", {}]),
+    ("wave", {}, "done", '{"message": "", "success": true}', ["wave", {}]),
+    ("says_no", {}, "failed", '{"message": "", "success": false}', ["fail", {}]),
     ("nobody_there", {}, "failed", "not available: nobody offers the service /nowhere", None),
     ("nobody_listens", {}, "failed", "not available: nobody listens to the topic /nowhere", None),
     ("too_slow", {}, "timeout", "timeout after 1 s", ["slow", {}]),

@@ -213,5 +213,5 @@ class ToolTurn:
 
 
 def error(reason: str) -> str:
-    """As the model reads it."""
-    return json.dumps({"error": reason}, ensure_ascii=False)
+    """As the model reads it. Whether it worked comes last: small models go by what they have just read (docs/tools.md)."""
+    return json.dumps({"error": reason, "success": False}, ensure_ascii=False)

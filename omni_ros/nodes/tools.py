@@ -167,6 +167,8 @@ class _Call:
     def answer(self, message: Any) -> None:
         """The response of a service or the result of an action; a field `success` says whether it worked."""
         values = as_json(message)
+        if "success" in values:
+            values["success"] = values.pop("success")  # to the end, as in `error`
         self.end(json.dumps(values, ensure_ascii=False), values.get("success") is not False)
 
     def end(self, result: str, worked: bool) -> None:
