@@ -27,17 +27,17 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def to_opset_17(model: onnx.ModelProto, empty_rows: bool = True) -> onnx.ModelProto:
+def to_opset_17(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph of offline/tensorrt/lower.py that computes the same in older operators.
 
-    `empty_rows`: of the two ways through an MoE layer one gets no rows. Without, all rows go the way of many.
+    Of the two ways through an MoE layer one gets no rows, for which TensorRT 8.6 "could not find any implementation": here all
+    rows go the way of many.
     """
-    return _Rewriting(model, empty_rows).run()
+    return _Rewriting(model).run()
 
 
 class _Rewriting:
-    def __init__(self, model: onnx.ModelProto, empty_rows: bool):
-        self.empty_rows = empty_rows
+    def __init__(self, model: onnx.ModelProto):
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.graph = self.model.graph
@@ -56,7 +56,7 @@ class _Rewriting:
             "ArgMax": self.arg_max,
         }
         for node in self.graph.node:
-            if not self.empty_rows and self.one_way(node):
+            if self.one_way(node):
                 continue
             rewrite.get(node.op_type, self.nodes.append)(node)
         del self.graph.node[:], self.graph.initializer[:], self.model.opset_import[:], self.graph.value_info[:]

@@ -62,6 +62,7 @@ class Runtime(Wrapper):
 
 class Config(Wrapper):
     progress_monitor = None
+    level: int | None = None  # of 0 to 5 (None: 3): how long the builder tries
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "progress_monitor":
@@ -77,10 +78,8 @@ class ParserError(Wrapper):
 
 
 class OnnxParser(Wrapper):
-    empty_rows = True  # see opset_17.to_opset_17
-
     def parse_from_file(self, path: str) -> bool:
-        model = to_opset_17(load(Path(path)), OnnxParser.empty_rows)
+        model = to_opset_17(load(Path(path)))
         object.__setattr__(self, "serialized", model.SerializeToString())  # the network's weights are in here
         parsed: bool = self.wrapped.parse(self.serialized)
         return parsed
@@ -100,6 +99,8 @@ class Builder(Wrapper):
     def create_builder_config(self) -> Config:
         config = self.wrapped.create_builder_config()
         config.set_tactic_sources(0)
+        if Config.level is not None:
+            config.builder_optimization_level = Config.level
         return Config(config)
 
     def build_serialized_network(self, network: Any, config: Config) -> Any:

@@ -1,14 +1,15 @@
 """The six engines on a real GPU with TensorRT 8.6, beside the CPU's: what they compute, how they fail, how long they take.
 
-    python test/tensorrt_8_on_gpu.py FOLDER MODEL ... [--self_checks ENGINES]
+    python test/tensorrt_8_on_gpu.py FOLDER MODEL ... [--self_checks ENGINES] [--level N]
 
 MODEL: "plain" or "odd" (conftest.CHECKPOINTS), "demo" (demo/model, trained), and the same with -float16 behind. ENGINES/MODEL:
 CPU engines of it, made where ONNX Runtime is newer than Python 3.10 has it and could compute what an engine should answer.
 Needs an NVIDIA GPU, Python 3.10, the wheel tensorrt==8.6.0 and cuda-bindings (docs/verification.md says how it is made to
-load). Makes everything in FOLDER, which must not exist. A part that fails is told, and the next one goes on; the exit status
+load). Makes everything in FOLDER. A part that fails is told, and the next one goes on; the exit status
 says how many failed.
 """
 
+import argparse
 import contextlib
 import functools
 import json
@@ -28,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
 from conftest import CHECKPOINTS, never_end  # noqa: E402
-from tensorrt_8 import OnnxParser, tensorrt_8, use_int32  # noqa: E402
+from tensorrt_8 import Config, tensorrt_8, use_int32  # noqa: E402
 from test_tensorrt_engine import RUNS, inputs_for  # noqa: E402
 
 from offline import export_onnx  # noqa: E402
@@ -65,7 +66,7 @@ def part(name: str) -> Iterator[None]:
 
 
 # ---- making ----------------------------------------------------------------------------------------------------------
-def make(root: Path, model: str, self_checks: Path | None) -> None:
+def make(root: Path, model: str, self_checks: Path | None, level: int | None = None) -> None:
     """The exported graphs in root/MODEL-onnx, the CPU's engines in root/MODEL, TensorRT's in root/MODEL-trt."""
     name, _, dtype = model.partition("-")
     if name == "demo":
@@ -79,24 +80,31 @@ def make(root: Path, model: str, self_checks: Path | None) -> None:
     if self_checks is not None:
         engine_folder.store = functools.partial(store_from, self_checks / model)
     build_tree(onnx, root / model, limits=LIMITS)
-    for folder, source in ENGINES.items():
-        with part(f"build {model} {folder}"):
-            start = time.perf_counter()
-            for OnnxParser.empty_rows in (True, False):
-                try:
-                    build_one(onnx / source, root / f"{model}-trt" / folder, "tensorrt", LIMITS)
-                    break
-                except OmniError as e:
-                    if not OnnxParser.empty_rows or folder not in ("thinker", "talker"):
-                        raise
-                    say(f"{model} {folder} with empty rows: {e}")
-            use_int32(root / f"{model}-trt" / folder)
-            config = json.loads((root / f"{model}-trt" / folder / "config.json").read_text())
-            say(
-                f"{model} {folder}: built in {time.perf_counter() - start:.1f} s,",
-                f"{config['files']['model.engine'] / 1e6:.1f} MB, host inputs {config['tensorrt']['host_inputs']},",
-                f"self-check {config.get('self_check')}",
-            )
+    options = ["--level", str(level)] if level is not None else []
+    options += ["--self_checks", str(self_checks)] if self_checks else []
+    children = {
+        folder: subprocess.Popen([sys.executable, __file__, str(root), model, "--build", folder, *options]) for folder in ENGINES
+    }
+    failures.extend(f"build {model} {folder}" for folder, child in children.items() if child.wait())
+
+
+def build(root: Path, model: str, folder: str, level: int | None, self_checks: Path | None) -> None:
+    """One engine, in a process of its own, and what it computes."""
+    onnx, place = root / f"{model}-onnx" / ENGINES[folder], root / f"{model}-trt" / folder
+    if self_checks is not None:
+        engine_folder.store = functools.partial(store_from, self_checks / model)
+    Config.level = level
+    with part(f"build {model} {folder}"):
+        start = time.perf_counter()
+        build_one(onnx, place, "tensorrt", LIMITS)
+        use_int32(place)
+        config = json.loads((place / "config.json").read_text())
+        say(
+            f"BUILT {model} {folder} in {time.perf_counter() - start:.1f} s, level {level}:",
+            f"{config['files']['model.engine'] / 1e6:.1f} MB, host inputs {config['tensorrt']['host_inputs']},",
+            f"self-check {config.get('self_check')}",
+        )
+        compare_engine(root, model, folder)
 
 
 def store_from(engines: Path, graph: object, directory: Path, config: dict) -> None:
@@ -120,9 +128,9 @@ def open_all(root: Path, model: str, kind: str) -> Pipeline:
 
 
 # ---- what they compute -------------------------------------------------------------------------------------------------
-def compare_engine(root: Path, model: str, folder: str) -> None:
-    """Three sequences of runs on both."""
-    reference, engine = open_engine(root / model / folder), open_engine(root / f"{model}-trt" / folder)
+def compare_engine(root: Path, model: str, folder: str, directory: Path | None = None) -> None:
+    """Three sequences of runs on both; `directory`: where TensorRT's engine is."""
+    reference, engine = open_engine(root / model / folder), open_engine(directory or root / f"{model}-trt" / folder)
     say("graphs", [len(p.graphs) for p in engine.profiles], "in place", [s.in_place for s in engine.config.state][:1])
     rng, worst, cosine, same, all_codes = np.random.default_rng(0), {}, {}, 0, 0
     states = (reference.new_state(), engine.new_state()) if engine.config.state else (None, None)
@@ -136,6 +144,8 @@ def compare_engine(root: Path, model: str, folder: str) -> None:
                 if y.dtype.kind in "iu":
                     same, all_codes = same + int((y == z).sum()), all_codes + y.size
                 else:
+                    assert np.isfinite(z).all(), name
+                    y, z = y.astype(np.float64), z.astype(np.float64)  # a norm in float16 may be infinite
                     worst[name] = max(worst.get(name, 0.0), float(np.abs(y - z).max(initial=0)))
                     norms = np.linalg.norm(y) * np.linalg.norm(z)
                     cosine[name] = min(cosine.get(name, 1.0), float((y * z).sum() / max(norms, 1e-30)))
@@ -318,28 +328,27 @@ def fail(root: Path, model: str) -> None:
 
 def alone(what: str, directory: Path, *options: str) -> None:
     """Open in a process of its own, which this may end."""
-    command = [sys.executable, __file__, "--open", str(directory), *options]
+    command = [sys.executable, __file__, str(directory), "--open", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     say(f"ALONE {what}: exit {done.returncode}\n", done.stdout[-1500:], done.stderr[-1500:])
 
 
 def open_alone(directory: Path, bad_address: bool) -> None:
-    with tensorrt_8():
-        try:
-            engine = open_engine(directory)
-        except OmniError as e:
-            return say("REFUSED", type(e).__name__, e)
-        say("opened")
-        if bad_address:
-            engine.tensors["inputs_embeds"].address = 1 << 40
-            state = engine.new_state()
-            for _ in range(2):
-                try:
-                    engine.run(inputs_for(engine, {"S": 5}, np.random.default_rng(0)), state)
-                    say("ran")
-                except OmniError as e:
-                    say("REFUSED", type(e).__name__, e)
-        engine.close()
+    try:
+        engine = open_engine(directory)
+    except OmniError as e:
+        return say("REFUSED", type(e).__name__, e)
+    say("opened")
+    if bad_address:
+        engine.tensors["inputs_embeds"].address = 1 << 40
+        state = engine.new_state()
+        for _ in range(2):
+            try:
+                engine.run(inputs_for(engine, {"S": 5}, np.random.default_rng(0)), state)
+                say("ran")
+            except OmniError as e:
+                say("REFUSED", type(e).__name__, e)
+    engine.close()
 
 
 # ---- what TensorRT itself does -------------------------------------------------------------------------------------------
@@ -362,6 +371,9 @@ def probe(root: Path, model: str) -> None:
                 say("misaligned address:", attempt(context.set_tensor_address, "inputs_embeds", 257), engine._errors())
                 say("unknown name:", attempt(context.set_tensor_address, "nobody", 256), engine._errors())
             engine.close()
+    with part("state in place"):
+        place = broken(root, model, "talker", lambda d, c: [s.update(in_place=True) for s in c["state"]])
+        compare_engine(root, model, "talker", place)
     with part("an error that nobody cleared"):
         engine = open_engine(root / f"{model}-trt" / "talker")
         state = engine.new_state()
@@ -427,31 +439,43 @@ def times(root: Path, model: str) -> None:
             say(f"TIME {folder} {sizes}: us a run {took}")
 
 
-def main(root: Path, models: list[str], self_checks: Path | None = None) -> None:
-    root.mkdir(parents=True)
-    with tensorrt_8() as trt:
-        say("TensorRT", trt.__version__, "Python", sys.version.split()[0])
-        for model in models:
-            with part(f"make {model}"):
-                make(root, model, self_checks)
-            for folder in present(root, model):
-                with part(f"numbers {model} {folder}"):
-                    compare_engine(root, model, folder)
-            with part(f"turns {model}"):
-                compare_turns(root, model)
-        with part("failures"):
-            fail(root, models[0])
-        with part("probes"):
-            probe(root, models[0])
-        with part("times"):
-            times(root, models[-1])
-    say(len(failures), "failed:", failures)
+def main(root: Path, models: list[str], self_checks: Path | None, level: int | None) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    say("TensorRT", sys.modules["tensorrt"].__version__, "Python", sys.version.split()[0])
+    for model in models:
+        with part(f"make {model}"):
+            make(root, model, self_checks, level)
+        with part(f"turns {model}"):
+            compare_turns(root, model)
+    with part("failures"):
+        fail(root, models[0])
+    with part("probes"):
+        probe(root, models[0])
+    for model in models:
+        with part(f"times {model}"):
+            times(root, model)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, metavar="FOLDER")
+    parser.add_argument("models", metavar="MODEL", nargs="*")
+    parser.add_argument("--self_checks", type=Path, metavar="ENGINES")
+    parser.add_argument("--level", type=int, help="of TensorRT's effort, 0 to 5 (default: TensorRT's, 3)")
+    parser.add_argument("--build", metavar="ENGINE", help="only this engine of one MODEL, whose graphs are there")
+    parser.add_argument("--open", action="store_true", help="only open the engine in FOLDER")
+    parser.add_argument("--bad-address", action="store_true")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--open":
-        open_alone(Path(sys.argv[2]), "--bad-address" in sys.argv)
-    else:
-        at = sys.argv.index("--self_checks") if "--self_checks" in sys.argv else len(sys.argv)
-        main(Path(sys.argv[1]), sys.argv[2:at], *map(Path, sys.argv[at + 1 :]))
-        sys.exit(bool(failures))
+    args = arguments()
+    with tensorrt_8():
+        if args.open:
+            open_alone(args.root, args.bad_address)
+        elif args.build:
+            build(args.root, args.models[0], args.build, args.level, args.self_checks)
+        else:
+            main(args.root, args.models, args.self_checks, args.level)
+    say(len(failures), "failed:", failures)
+    sys.exit(bool(failures))

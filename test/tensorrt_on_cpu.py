@@ -3,6 +3,10 @@
 An engine is the lowered ONNX graph itself. Enqueueing it puts work on the simulated stream: read the inputs at the addresses
 that were set, compute with ONNX Runtime, write the outputs to theirs. What TensorRT demands is enforced: shapes within the
 profile, every address set and on the right side, aliased state in place, and a first ordinary run before a captured one.
+
+Seen with TensorRT 8.6.0 on an H100 (tensorrt_8_on_gpu.py): sizes that no profile leaves open are static, and an address must be
+aligned to its elements, no more. Here is demanded what that version did not need: a run before the capture, as TensorRT's
+documents ask, no CUDA error left uncleared, and no output over an input that is not its alias.
 """
 
 import ctypes
@@ -218,8 +222,11 @@ class ICudaEngine:
         return np.dtype(helper.tensor_dtype_to_np_dtype(self.value(name).type.tensor_type.elem_type))
 
     def get_tensor_shape(self, name):
-        """-1 for every symbolic size, and for the rows of outputs, which TensorRT cannot always tell."""
+        """-1 for a size that a profile leaves open, and for the rows of outputs, which TensorRT cannot always tell."""
         shape = [d.dim_value if d.HasField("dim_value") else -1 for d in self.value(name).type.tensor_type.shape.dim]
+        for axis in range(len(shape)):  # a size that no profile leaves open is one of the engine's
+            sizes = {bounds[axis] for shapes, _ in self.profiles for bounds in shapes.get(name, ())}
+            shape[axis] = sizes.pop() if len(sizes) == 1 else shape[axis]
         dynamic = any(d.dim_param for i in self.inputs.values() for d in i.type.tensor_type.shape.dim)
         state = name in self.aliases or name.startswith("present_")
         return (-1, *shape[1:]) if name in self.outputs and dynamic and not state else tuple(shape)
@@ -313,7 +320,8 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name, memory):
-        if name not in self.engine.inputs and name not in self.engine.outputs or memory % 256:
+        known = name in self.engine.inputs or name in self.engine.outputs
+        if not known or memory % self.engine.get_tensor_dtype(name).itemsize:
             return self._refuse(f"{name} cannot be at {memory}")
         self.addresses[name] = memory
         return True
