@@ -39,8 +39,7 @@ class Calibration:
         return f"{self.audio}-{self.images}-{self.text}"
 
 
-SEEDS_OWN = Calibration(150, 150, 200)  # the default counts of offline.quantize: minutes on a GPU, hours on a CPU
-FEW = Calibration(10, 10, 10)
+FULL = Calibration(150, 150, 200)  # the default counts of offline.quantize: less than a minute for this model on two cores
 SHORT = ("--reply_tokens", "12", "--codec_frames", "12")  # answers of this model are no longer
 
 
@@ -52,6 +51,7 @@ class Form:
     calibration: Calibration | None = None
     export: tuple[str, ...] = ()
     build: tuple[str, ...] = ()
+    quantize: tuple[str, ...] = ()
 
 
 def forms(device: str) -> list[Form]:
@@ -59,17 +59,19 @@ def forms(device: str) -> list[Form]:
     float32 = Form("float32", export=("--dtype", "float32"))
     if device == "cuda":
         cuda = ("--device", "cuda")
-        return [float32, Form("float16, GPU", build=cuda), Form("NVFP4 weights, GPU", SEEDS_OWN, build=cuda)]
+        return [float32, Form("float16, GPU", build=cuda), Form("NVFP4 weights, GPU", FULL, build=cuda)]
     both = ("--activations", "nvfp4")
     return [
         float32,
         Form("int4", build=("--weights", "int4")),
-        Form("NVFP4 weights", FEW),
-        Form("NVFP4 weights and activations", FEW, both),
+        Form("NVFP4 weights", FULL),
+        Form("NVFP4 weights, FP8 CodePredictor", FULL, quantize=("--cp_quantization", "fp8")),
+        Form("NVFP4 weights and activations", FULL, both),
+        Form("... 10 of each kind", Calibration(10, 10, 10), both),
         Form("... 2 of each kind", Calibration(2, 2, 2), both),
-        Form("... no pictures", Calibration(10, 0, 10), both),
-        Form("... no sound", Calibration(0, 10, 10), both),
-        Form("... text only", Calibration(0, 0, 10), both),
+        Form("... no pictures", Calibration(150, 0, 200), both),
+        Form("... no sound", Calibration(0, 150, 200), both),
+        Form("... text only", Calibration(0, 0, 200), both),
     ]
 
 
@@ -97,19 +99,13 @@ def drawn(folder: Path, audio: int, images: int, text: int, seed: int) -> Path:
     return folder
 
 
-def quantised(work: Path, calibration: Calibration) -> Path:
+def quantised(work: Path, calibration: Calibration, extra: tuple[str, ...]) -> Path:
     sounds = drawn(work / f"samples-{calibration.name}", **vars(calibration), seed=3)
-    talker = (
-        "--talker_num_audio",
-        calibration.audio,
-        "--talker_num_image",
-        calibration.images,
-        "--talker_num_text",
-        calibration.text,
-    )
-    options = ("--calibration_dir", sounds, *map(str, talker), *SHORT, "--single_folder")
+    counts = zip(("audio", "image", "text"), vars(calibration).values())
+    talker = [word for kind, n in counts for word in (f"--talker_num_{kind}", str(n))]
+    options = ("--calibration_dir", sounds, *talker, *SHORT, *extra, "--single_folder")
     return once(
-        work / f"nvfp4-{calibration.name}",
+        work / "-".join(["nvfp4", calibration.name, *extra[1:]]),
         lambda out: run("offline.quantize", "--model_dir", MODEL, "--output_dir", out, *options),
     )
 
@@ -118,7 +114,7 @@ def engines(work: Path, form: Form) -> Path:
     folder = work / form.name.replace(", ", "-").replace(" ", "_").strip("._")
 
     def make(out: Path) -> None:
-        checkpoint = MODEL if form.calibration is None else quantised(work, form.calibration)
+        checkpoint = MODEL if form.calibration is None else quantised(work, form.calibration, form.quantize)
         run("offline.export_onnx", checkpoint, out / "onnx", *form.export)
         run("offline.build_engines", out / "onnx", out / "engines", *form.build)
 
