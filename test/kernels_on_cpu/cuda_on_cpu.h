@@ -90,6 +90,7 @@ __forceinline__ unsigned __reduce_max_sync(unsigned mask, unsigned v) {
   }
   return v;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 __forceinline__ int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 

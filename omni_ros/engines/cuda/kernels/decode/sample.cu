@@ -6,7 +6,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const float* logits, i
                                                           const half_bits* embedding, int H, long long* code, float* x,
                                                           float* embed_sum) {
   constexpr int LONGEST = 64, EACH = 4;
-  __shared__ float sorted[LONGEST], odds[LONGEST];
+  __shared__ float sorted[LONGEST];
   __shared__ unsigned key[LONGEST];
   __shared__ int id[LONGEST], sorted_id[LONGEST], found, chosen;
   const int t = threadIdx.x;
@@ -38,23 +38,37 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const float* logits, i
     }
   __syncthreads();
   const int count = found < LONGEST ? found : LONGEST;
-  if (t < count) {  // best first, of equals the lower id
+  for (int c = t / WARP; c < count; c += blockDim.x / WARP) {  // best first, of equals the lower id
+    const int lane = t % WARP;
     int rank = 0;
-    for (int i = 0; i < count; i++) rank += key[i] > key[t] || (key[i] == key[t] && id[i] < id[t]);
-    sorted[rank] = logits[id[t]];
-    sorted_id[rank] = id[t];
+    for (int i = lane; i < LONGEST; i += WARP) {
+      const bool better = i < count && (key[i] > key[c] || (key[i] == key[c] && id[i] < id[c]));
+      rank += __popc(__ballot_sync(FULL, better));
+    }
+    if (lane == 0) {
+      sorted[rank] = logits[id[c]];
+      sorted_id[rank] = id[c];
+    }
   }
   __syncthreads();
-  if (t < k) odds[t] = __expf(sorted[t] - sorted[0]);
-  __syncthreads();
   if (t < WARP) {
-    float total = 0, best = -1e30f;
-    for (int i = 0; i < k; i++) total += odds[i];
+    float odds[LONGEST / WARP], upto[LONGEST / WARP], total = 0, best = -1e30f;
+#pragma unroll
+    for (int part = 0; part < LONGEST / WARP; part++) {
+      const int i = t + part * WARP;
+      odds[part] = upto[part] = i < k ? __expf(sorted[i] - sorted[0]) : 0;
+      for (int step = 1; step < WARP; step *= 2) {
+        const float left = __shfl_sync(FULL, upto[part], t >= step ? t - step : t);
+        if (t >= step) upto[part] += left;
+      }
+      upto[part] += total;
+      total = __shfl_sync(FULL, upto[part], WARP - 1);
+    }
     int at = 0;
-    for (int i = t; i < k; i += WARP) {
-      float before = 0;
-      for (int j = 0; j < i; j++) before += odds[j];
-      if (before < top_p * total && sorted[i] + noise[i] > best) {
+#pragma unroll
+    for (int part = 0; part < LONGEST / WARP; part++) {
+      const int i = t + part * WARP;
+      if (i < k && upto[part] - odds[part] < top_p * total && sorted[i] + noise[i] > best) {
         best = sorted[i] + noise[i];
         at = i;
       }
