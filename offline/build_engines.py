@@ -35,11 +35,15 @@ ENGINES = {
     "multimodal/visual": "multimodal/visual",
 }
 BUILDERS = {"onnxruntime": onnxruntime.build, "cuda": cuda.build, "tensorrt": tensorrt.build}
+NO_FP8_CACHE = {
+    "onnxruntime": "a CPU keeps them in float32",
+    "tensorrt": "TensorRT updates no cache of 8 bits in place (docs/jetson.md)",
+}
 Limits = dict[str, dict[str, int]]  # engine, as config.json names it -> limits that it is built with
 
 
 def build_tree(
-    onnx: Path, engines: Path, backend: str = "onnxruntime", limits: Limits | None = None, **options: str
+    onnx: Path, engines: Path, backend: str = "onnxruntime", limits: Limits | None = None, **options: str | None
 ) -> list[str]:
     """Build every engine whose graph is below `onnx`; returns their folders below `engines`. `options` are the builder's."""
     graphs = _graphs(onnx)
@@ -48,7 +52,9 @@ def build_tree(
     return list(graphs)
 
 
-def build_one(source: Path, place: Path, backend: str = "onnxruntime", limits: Limits | None = None, **options: str) -> None:
+def build_one(
+    source: Path, place: Path, backend: str = "onnxruntime", limits: Limits | None = None, **options: str | None
+) -> None:
     """Build the graph in `source` into `place`, which is replaced when the engine is complete."""
     with atomic_directory(place) as directory:
         engine = EngineFolder(source, directory, place)
@@ -114,6 +120,11 @@ def main(argv: list[str] | None = None) -> int:
         default="float32",
         help="int4: 4-bit Thinker, Talker and CodePredictor; faster, less exact (default: %(default)s)",
     )
+    parser.add_argument(
+        "--kv_cache_quantization",
+        choices=("fp8",),
+        help="cuda: Thinker and Talker keep keys and values in FP8 (E4M3), half the memory (default: float16)",
+    )
     parser.add_argument("--maxBatchSize", type=int, default=1, choices=(1,), help="a robot holds one conversation: 1")
     parser.add_argument("--maxInputLen", type=int, default=1024, help="longest prompt in tokens (default: %(default)s)")
     parser.add_argument("--maxKVCacheCapacity", type=int, default=2048, help="prompt + reply, in rows (default: %(default)s)")
@@ -131,13 +142,23 @@ def main(argv: list[str] | None = None) -> int:
     backend = "cuda" if args.device == "cuda" and args.backend == "onnxruntime" else args.backend
     if args.weights != "float32" and backend != "onnxruntime":
         parser.error(f"--weights int4 is for a CPU; for --backend {backend}, quantise to NVFP4 with the quantize command")
+    if args.kv_cache_quantization and backend != "cuda":
+        parser.error(f"--kv_cache_quantization fp8 is for --device cuda; {NO_FP8_CACHE[backend]}")
     if args.target and backend != "tensorrt":
         parser.error("--target is for --backend tensorrt")
-    options = {"onnxruntime": {"weights": args.weights}, "cuda": {}, "tensorrt": {"target": args.target}}[backend]
+    options = {
+        "onnxruntime": {"weights": args.weights},
+        "cuda": {"kv_cache": args.kv_cache_quantization},
+        "tensorrt": {"target": args.target},
+    }[backend]
     single = (onnx / "model.onnx").is_file()
     try:
         if args.dry_run:
-            print(bandwidth.report(_graphs(onnx), args.maxInputLen, backend, args.weights, _limits(args)))
+            print(
+                bandwidth.report(
+                    _graphs(onnx), args.maxInputLen, backend, args.weights, _limits(args), args.kv_cache_quantization
+                )
+            )
             return 0
         if single:
             build_one(onnx, engines, backend, _limits(args), **options)

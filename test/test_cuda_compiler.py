@@ -38,9 +38,11 @@ def engine(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_90", "sm_110", "sm_120"])
-def test_compiles_for(tmp_path, compiled, target):
-    assert load_kernels(tmp_path, target, 128, 8, DECODE, PREFILL).startswith(b"\x7fELF") and compiled == [target]
+@pytest.mark.parametrize("fp8_cache", [False, True], ids=["float16", "fp8"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"])
+def test_compiles_for(tmp_path, compiled, target, fp8_cache):
+    image = load_kernels(tmp_path, target, 128, 8, DECODE, PREFILL, fp8_cache=fp8_cache)
+    assert image.startswith(b"\x7fELF") and compiled == [target]
 
 
 def test_a_gpu_that_is_too_old(tmp_path):
@@ -49,7 +51,7 @@ def test_a_gpu_that_is_too_old(tmp_path):
 
 
 def test_the_second_start_does_not_compile(tmp_path, compiled, monkeypatch):
-    """Nor does it need the compiler. Another GPU or head size is another file."""
+    """Nor does it need the compiler. Another GPU, head size or KV cache is another file."""
     talker = engine(tmp_path / "talker")
     first = load_kernels(talker, "sm_90", 32, 2, DECODE)
     (kept,) = talker.iterdir()
@@ -59,7 +61,8 @@ def test_the_second_start_does_not_compile(tmp_path, compiled, monkeypatch):
         assert load_kernels(talker, "sm_90", 32, 2, DECODE) == first
     load_kernels(talker, "sm_80", 32, 2, DECODE)
     load_kernels(talker, "sm_90", 64, 2, DECODE)
-    assert compiled == ["sm_90", "sm_80", "sm_90"] and len({*talker.iterdir()}) == 3
+    load_kernels(talker, "sm_90", 32, 2, DECODE, fp8_cache=True)
+    assert compiled == ["sm_90", "sm_80", "sm_90", "sm_90"] and len({*talker.iterdir()}) == 4
 
 
 def test_the_second_engine_does_not_compile(tmp_path, monkeypatch):

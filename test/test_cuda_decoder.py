@@ -40,8 +40,9 @@ MOST = 96  # rows of a prompt
 class SimulatedKernels:
     """Puts the kernels, compiled for the CPU, on the simulated stream."""
 
-    def __init__(self, device, directory: Path, config: DecoderConfig, *folders: str):
+    def __init__(self, device, directory: Path, config: DecoderConfig, *folders: str, fp8_cache: bool = False):
         defines = {"HEAD_DIM": config.head_dim, "GROUP": config.num_heads // config.num_kv_heads}
+        defines |= {"FP8_CACHE": 1} if fp8_cache else {}
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "kernels.cu").write_text(source(*folders))
             self.cpu = CpuKernels(Path(folder) / "kernels.cu", defines)

@@ -55,8 +55,9 @@ class Traffic:
     nvfp4: bool  # whether some weights are NVFP4
 
 
-def traffic(graph: StoredGraph) -> Traffic:
-    """Of one exported graph. A weight that several nodes use is read by each: caches are smaller than a layer."""
+def traffic(graph: StoredGraph, kv_cache: str | None = None) -> Traffic:
+    """Of one exported graph, with a KV cache as exported or in "fp8". A weight that several nodes use is read by each: caches
+    are smaller than a layer."""
     sizes = {name: _bytes(t) for name, t in graph.tensors.items()}
     values = {t.name: t.type.tensor_type for t in graph.model.graph.input}
     of = {**sizes, **{name: sum(sizes[part] for part in parts) for name, parts in graph.packed.items()}}
@@ -73,7 +74,8 @@ def traffic(graph: StoredGraph) -> Traffic:
         if node.op_type == "CachedAttention":
             for cache in node.input[3:5]:
                 heads, head_dim = (values[cache].shape.dim[i].dim_value for i in (1, 3))
-                kv_row += heads * head_dim * helper.tensor_dtype_to_np_dtype(values[cache].elem_type).itemsize
+                size = 1 if kv_cache == "fp8" else helper.tensor_dtype_to_np_dtype(values[cache].elem_type).itemsize
+                kv_row += heads * head_dim * size
     return Traffic(sum(sizes.values()), read, kv_row, graph.nvfp4)
 
 
@@ -82,11 +84,18 @@ def _bytes(tensor: TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64)) * bits // 8
 
 
-def report(graphs: dict[str, Path], rows: int, backend: str, weights: str, limits: dict[str, dict[str, int]]) -> str:
+def report(
+    graphs: dict[str, Path],
+    rows: int,
+    backend: str,
+    weights: str,
+    limits: dict[str, dict[str, int]],
+    kv_cache: str | None = None,
+) -> str:
     """`graphs`: engine name -> exported folder; `rows` in the KV caches; the rest as for `memory`. Three tables: what engines
     read, what they take, and modules."""
-    found = {name: traffic(StoredGraph(folder)) for name, folder in graphs.items()}
-    taken = {name: memory(folder, limits, backend, weights) for name, folder in graphs.items()}
+    found = {name: traffic(StoredGraph(folder), kv_cache) for name, folder in graphs.items()}
+    taken = {name: memory(folder, limits, backend, weights, kv_cache) for name, folder in graphs.items()}
     needed = sum(m.total for m in taken.values())
     tables = [_engine_table(found, rows), _memory_table(taken, backend), _module_table(found, rows, needed, backend)]
     return "\n\n".join("\n".join(lines) for lines in tables)

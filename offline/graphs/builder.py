@@ -58,14 +58,13 @@ class GraphBuilder:
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self.outputs.append({"name": name, "dtype": str(np.dtype(dtype or self.dtype)), "shape": shape})
 
-    def state(self, name: str, shape: Sequence[int | str], in_place: bool = False) -> str:
+    def state(self, name: str, shape: Sequence[int | str], in_place: bool = False, **more: float) -> str:
         """Declare state that the engine keeps between runs: input `past_<name>`, output `present_<name>`.
 
-        All state starts as zeros. `in_place` says that input and output may share one buffer.
+        All state starts as zeros. `in_place` says that input and output may share one buffer; `more` goes into config.json.
         """
-        self.states.append(
-            {"input": f"past_{name}", "output": f"present_{name}", "dtype": str(self.dtype), "shape": shape, "in_place": in_place}
-        )
+        ends = {"input": f"past_{name}", "output": f"present_{name}"}
+        self.states.append({**ends, "dtype": str(self.dtype), "shape": shape, "in_place": in_place, **more})
         return f"past_{name}"
 
     def set_state(self, name: str, value: str) -> None:

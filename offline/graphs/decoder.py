@@ -126,7 +126,9 @@ class Decoder:
         q, k = heads("q", c.num_heads, "q_norm"), heads("k", c.num_kv_heads, "k_norm")
         v = heads("v", c.num_kv_heads, None)
         cache: list[int | str] = [1, c.num_kv_heads, "capacity", c.head_dim]
-        past = [g.state(f"{name}_{layer}", cache, in_place=True) for name in ("key", "value")]
+        past = [
+            g.state(f"{n}_{layer}", cache, in_place=True, **self.fp8_scale(f"{key}.{n[0]}_proj.{n[0]}")) for n in ("key", "value")
+        ]
         y = g.ops(
             "CachedAttention",
             q,
@@ -141,6 +143,16 @@ class Decoder:
             kv_num_heads=c.num_kv_heads,
         )[0]
         return g.linear(g.reshape(y, [-1, c.num_heads * c.head_dim]), f"{key}.o_proj")
+
+    def fp8_scale(self, key: str) -> dict[str, float]:
+        """Of a cache in FP8, where ModelOpt's calibration has found one: `key` is "...k_proj.k" or "...v_proj.v"."""
+        name = f"{self.g.prefix}{key}_scale"
+        if name not in self.g.checkpoint:
+            return {}
+        scale = float(read_scalar(self.g.checkpoint, name))
+        if not 0 < scale < float("inf"):
+            raise CheckpointError(f"{self.g.checkpoint.directory}: {name} is {scale}; quantise again")
+        return {"fp8_scale": scale}
 
     def mlp(self, x: str, layer: int) -> str:
         g, c, key = self.g, self.c, f"layers.{layer}.mlp"

@@ -2,7 +2,8 @@
 
 weights       as the backend keeps them: a CPU decodes NVFP4 and FP8 and computes in float32, or with --weights int4 in
               4 bits and a float32 scale for 32; GPUs keep what is stored, and CUDA's Code2Wav is float32
-caches        KV caches of --maxKVCacheCapacity rows and Code2Wav's state; twice where a run writes a new copy
+caches        KV caches of --maxKVCacheCapacity rows, a byte a number with --kv_cache_quantization fp8, and Code2Wav's state;
+              twice where a run writes a new copy
 activations   the most that is alive at once when the nodes run in their order at the largest sizes; what an operator
               needs inside is not in it, nor what a runtime keeps for its next run: a lower bound, often half of the truth
 """
@@ -16,6 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from omni_ros.engines.agreement import FP8
 
 from ..onnxruntime.int4 import INT4_BLOCK, int4_weights
 from ..tensorrt.profiles import MAX_RUN_FRAMES, profiles
@@ -37,8 +40,8 @@ class Memory:
         return self.weights + self.caches + self.activations
 
 
-def memory(folder: Path, limits: dict[str, dict[str, int]], backend: str, weights: str) -> Memory:
-    """Of the graph exported to `folder`; limits, backend and weights as build_engines has them."""
+def memory(folder: Path, limits: dict[str, dict[str, int]], backend: str, weights: str, kv_cache: str | None = None) -> Memory:
+    """Of the graph exported to `folder`; limits, backend, weights and kv_cache as build_engines has them."""
     graph, config = StoredGraph(folder), json.loads((folder / "config.json").read_text())
     own = config.get("limits", {}) | limits.get(config["engine"], {})
     if config["engine"] == "code2wav":
@@ -46,6 +49,8 @@ def memory(folder: Path, limits: dict[str, dict[str, int]], backend: str, weight
     if config["engine"] == "visual":
         own["max_frames"] = 1
     config["limits"] = own
+    if kv_cache == "fp8" and "decoder" in config:
+        config["state"] = [{**state, "dtype": FP8} for state in config["state"]]
     wide = backend == "onnxruntime" or (backend == "cuda" and config["engine"] == "code2wav")  # float16 becomes float32
     int4 = int4_weights(graph) if weights == "int4" and "decoder" in config else set()
     return Memory(_weights(graph, wide, int4), _caches(config, wide), _activations(graph, config, wide))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from omni_ros.engines.config import EngineConfig
 
 DTYPES = ("float32", "float16", "int64", "int32", "bool")  # of what goes in and out of an engine
+FP8 = "float8_e4m3fn"  # of keys and values in the KV cache of our own kernels, too
 # Of each engine, the numbers of `model` that are sizes of tensors: key -> tensor, axis, and what is added to the axis' size
 SIZES: dict[str, dict[str, tuple[str, int, int]]] = {
     "thinker": {
@@ -37,9 +38,15 @@ def check_agreement(config: "EngineConfig", path: Path) -> None:
     names = [t.name for t in tensors] + [end for s in config.state for end in (s.input, s.output)]
     if len(set(names)) < len(names):
         raise EngineError(f"{path}: names an input or output twice; build the engine again")
-    for tensor in tensors + config.state:
+    caches = (FP8,) if config.backend == "cuda" and config.engine in ("thinker", "talker") else ()
+    for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise wrong(path, "dtype", tensor.dtype)
+    for state in config.state:
+        if state.dtype not in DTYPES + caches:
+            raise wrong(path, "dtype", state.dtype)
+        if not state.fp8_scale:
+            raise wrong(path, "fp8_scale", state.fp8_scale)
     for name in (*config.files, *config.sidecars, *config.checksums):
         if Path(name).name != name or "\0" in name:
             raise wrong(path, "files", name)

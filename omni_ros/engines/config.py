@@ -28,6 +28,7 @@ class StateConfig:
     dtype: str
     shape: list[int]
     in_place: bool  # the graph writes into the buffer that it reads
+    fp8_scale: float = 1.0  # what codes are to be multiplied by where `dtype` is float8_e4m3fn
 
 
 @dataclass

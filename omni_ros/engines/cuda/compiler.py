@@ -30,14 +30,15 @@ def source(*folders: str) -> str:
     return "".join(f'#line 1 "{path.name}"\n{path.read_text()}' for path in paths)
 
 
-def load_kernels(directory: Path, target: str, head_dim: int, group: int, *folders: str) -> bytes:
-    """Those of `folders` as machine code for a GPU such as "sm_110"; `group` query heads share a key head.
+def load_kernels(directory: Path, target: str, head_dim: int, group: int, *folders: str, fp8_cache: bool = False) -> bytes:
+    """Those of `folders` as machine code for a GPU such as "sm_110"; `group` query heads share a key head;
+    `fp8_cache`: they keep keys and values in E4M3.
 
     `directory` is the engine's: what was compiled is kept there, or in the user's cache folder where nobody may write.
     """
     if int(target[3:]) < OLDEST:
         raise EngineError(f"the GPU here is {target}; --device cuda needs sm_{OLDEST} (Ampere) or newer. Build with --device cpu")
-    text, options = source(*folders), (f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}")
+    text, options = source(*folders), (f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}", *["-DFP8_CACHE"] * fp8_cache)
     name = f"kernels-{target}-{hashlib.sha256(' '.join((*options, text)).encode()).hexdigest()[:16]}.cubin"
     for folder in (directory, user_cache()):
         if (image := _read(folder / name)) is not None:

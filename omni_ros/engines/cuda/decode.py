@@ -5,6 +5,7 @@ no router. All work goes onto the device's stream, to be recorded as a CUDA grap
 """
 
 import math
+from collections.abc import Sequence
 
 from omni_ros.engines.config import DecoderConfig
 from omni_ros.engines.cuda.arguments import FeedForwardArgs, Float, GemvArgs, Int, Pointer, Rope, float_bytes
@@ -19,7 +20,8 @@ BLOCK, PITCH, TILE, MAX_SPLIT_K = 16, 20, 32, 32  # see decode/rows.cu and atten
 class DecodeLayers:
     """`prefix` comes before the layers' names.
 
-    keys, values: addresses of each layer's cache, float16 [kv_heads, capacity, head_dim].
+    keys, values: addresses of each layer's cache, float16 or E4M3 [kv_heads, capacity, head_dim]; scales: what its codes are to
+    be multiplied by, of keys and of values.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class DecodeLayers:
         keys: list[int],
         values: list[int],
         capacity: int,
+        scales: Sequence[tuple[float, float]] = (),
     ):
         self.device, self.kernels, self.weights, self.config, self.prefix = device, kernels, weights, config, prefix
         self.keys, self.values, self.capacity = keys, values, capacity
+        self.scales = scales or [(1.0, 1.0)] * config.num_layers
         self.sms = device.call(device.cuda.cudaDeviceGetAttribute, device.cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount, 0)
         c, memory = config, device.memory
         self.split_k = max(1, min(MAX_SPLIT_K, 2 * self.sms // c.num_kv_heads, math.ceil(capacity / TILE)))
@@ -77,6 +81,7 @@ class DecodeLayers:
             Pointer(self.partial),
             Pointer(self.arrived),
             Pointer(self.attended),
+            *map(Float, self.scales[layer]),
         )
         self.gemv({f"{name}.o_proj.weight": c.hidden_size}, queries, self.attended, x, add=True)
 

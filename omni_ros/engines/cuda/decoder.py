@@ -15,7 +15,7 @@ from omni_ros.engines.cuda.decode import DecodeLayers
 from omni_ros.engines.cuda.kernels import Kernels
 from omni_ros.engines.cuda.prefill import PrefillLayers
 from omni_ros.engines.cuda.rope import RopeTable
-from omni_ros.engines.cuda.sizes import decoder_sizes
+from omni_ros.engines.cuda.sizes import cache_form, decoder_sizes
 from omni_ros.engines.cuda.weights import DeviceWeights
 from omni_ros.engines.cuda_device import CudaDevice
 from omni_ros.engines.engine import OneState, Running, State, check_rows, was_closed
@@ -51,12 +51,13 @@ class CudaDecoder:
         self.max_rows = min(self.config.limits.max_input_len, MAX_ROWS)
         self.inputs = {i.name for i in self.config.fed}
         self.rope, capacity = RopeTable(c), self.config.limits.capacity
-        kernels = Kernels(device, self.directory, c, DECODE, PREFILL)
+        fp8, scales = cache_form(self.directory, self.config, c.num_layers)
+        kernels = Kernels(device, self.directory, c, DECODE, PREFILL, fp8_cache=fp8)
         weights = DeviceWeights(device, self.directory)
-        cache = half_bytes(c.num_kv_heads, capacity, c.head_dim)
+        cache = half_bytes(c.num_kv_heads, capacity, c.head_dim) // (1 + fp8)
         keys, values = ([device.memory(cache) for _ in range(c.num_layers)] for _ in "kv")
-        self.decode = DecodeLayers(device, kernels, weights, c, "", keys, values, capacity)
-        self.prefill = PrefillLayers(device, kernels, weights, c, keys, values, capacity, self.max_rows, self.levels)
+        self.decode = DecodeLayers(device, kernels, weights, c, "", keys, values, capacity, scales)
+        self.prefill = PrefillLayers(device, kernels, weights, c, keys, values, capacity, self.max_rows, self.levels, scales)
         self._allocate()
         self._record()
 

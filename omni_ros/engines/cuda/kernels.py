@@ -30,13 +30,14 @@ NAMES = {
 class Kernels:
     """The kernels of some folders for one model's head size. They are unloaded with the device."""
 
-    def __init__(self, device: CudaDevice, directory: Path, config: DecoderConfig, *folders: str):
-        """`directory` is the engine's, beside which compiled kernels are kept."""
+    def __init__(self, device: CudaDevice, directory: Path, config: DecoderConfig, *folders: str, fp8_cache: bool = False):
+        """`directory` is the engine's, beside which compiled kernels are kept; `fp8_cache`: of a KV cache in E4M3."""
         self.device = device
         try:
             self.driver = importlib.import_module("cuda.bindings.driver")
             target = self._target()
-            image = load_kernels(directory, target, config.head_dim, config.num_heads // config.num_kv_heads, *folders)
+            group = config.num_heads // config.num_kv_heads
+            image = load_kernels(directory, target, config.head_dim, group, *folders, fp8_cache=fp8_cache)
         except (ImportError, RuntimeError) as e:  # cuda-bindings without the compiler's library raises the latter
             raise EngineError(
                 f"{device.name}: CUDA's run-time compiler is missing ({e}): pip install nvidia-cuda-nvrtc, of the "

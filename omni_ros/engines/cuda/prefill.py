@@ -6,6 +6,7 @@ a CUDA graph for up to `grid` rows: how many there are is read on the GPU, and t
 """
 
 import math
+from collections.abc import Sequence
 
 from omni_ros.engines.config import DecoderConfig
 from omni_ros.engines.cuda.arguments import (
@@ -37,7 +38,7 @@ def gemm(kernels: Kernels, matrices: Stacked, outputs: int, max_rows: int, args:
 
 
 class PrefillLayers:
-    """keys, values: addresses of each layer's cache, float16 [kv_heads, capacity, head_dim].
+    """keys, values, scales: as DecodeLayers has them.
 
     Before the graph runs: x float32 [rows, hidden], cos_sin float32 [rows, head_dim], features float32 [num_deepstack, max_rows,
     hidden], counts int32 [3]: rows, rows that are in the cache, whether there are features. Afterwards x is the last layer's.
@@ -54,9 +55,10 @@ class PrefillLayers:
         capacity: int,
         max_rows: int,
         num_deepstack: int,
+        scales: Sequence[tuple[float, float]],
     ):
         self.kernels, self.weights, self.config = kernels, weights, config
-        self.keys, self.values, self.capacity = keys, values, capacity
+        self.keys, self.values, self.capacity, self.scales = keys, values, capacity, scales
         self.max_rows, self.num_deepstack = max_rows, num_deepstack
         self.grid = max_rows  # how many rows the graph that is being recorded is for
         c, memory = config, device.memory
@@ -128,6 +130,7 @@ class PrefillLayers:
             Int(c.num_kv_heads),
             Int(self.capacity),
             Pointer(self.rows),
+            *map(Float, self.scales[layer]),
         )
         self.kernels.launch(
             "attend_rows",
@@ -141,6 +144,7 @@ class PrefillLayers:
             Int(self.capacity),
             Pointer(self.attended),
             Pointer(self.rows),
+            *map(Float, self.scales[layer]),
         )
         self._gemm({f"{name}.o_proj.weight": c.hidden_size}, queries, self.attended, self.x, add=True)
 

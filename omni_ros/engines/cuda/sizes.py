@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from omni_ros.engines.agreement import FP8
 from omni_ros.engines.config import DecoderConfig, EngineConfig
 from omni_ros.errors import EngineError
 
@@ -22,6 +23,19 @@ def decoder_sizes(directory: Path, config: EngineConfig) -> DecoderConfig:
     if problem := beyond_kernels(c):
         raise EngineError(f"{path}: decoder has {problem}; build the engine again")
     return c
+
+
+def cache_form(directory: Path, config: EngineConfig, layers: int) -> tuple[bool, list[tuple[float, float]]]:
+    """Whether the KV cache is kept in FP8, and each layer's scales of keys and values. Raises EngineError for half a cache."""
+    path, states = directory / "config.json", {s.input: s for s in config.state}
+    missing = [n for i in range(layers) for n in (f"past_key_{i}", f"past_value_{i}") if n not in states]
+    if missing:
+        raise EngineError(f"{path}: lacks state {missing[0]}; build the engine again")
+    pairs = [(states[f"past_key_{i}"], states[f"past_value_{i}"]) for i in range(layers)]
+    fp8 = {s.dtype == FP8 for pair in pairs for s in pair}
+    if len(fp8) > 1:
+        raise EngineError(f"{path}: keeps some keys and values in {FP8} and some not; build the engine again")
+    return fp8.pop(), [(k.fp8_scale, v.fp8_scale) if k.dtype == FP8 else (1.0, 1.0) for k, v in pairs]
 
 
 def beyond_kernels(c: DecoderConfig) -> str | None:

@@ -4,6 +4,34 @@ constexpr int TILE = 32;  // cache rows at a time, one per lane
 constexpr int PER_LANE = HEAD_DIM / WARP;                   // channels, neighbours
 constexpr int PAIRS = (HEAD_DIM / 2 + WARP - 1) / WARP;      // rotated pairs of channels per lane
 
+// What the KV cache keeps: float16, or with FP8_CACHE the E4M3 code of a number divided by a scale. Tiles in shared memory are
+// halves in both: the bits of a code placed in a half are worth 1 / CACHE_UNIT of its value, exactly (see dot_bytes).
+#ifdef FP8_CACHE
+typedef unsigned char cached;
+typedef uint2 cached_8;
+constexpr float CACHE_UNIT = 256;
+__device__ __forceinline__ cached to_cache(float v, float scale) {  // to nearest even; what is beyond 448 becomes 448
+  v /= scale;
+  const float size = fminf(fabsf(v), 448.f);
+  const unsigned sign = __float_as_uint(v) >> 24 & 0x80u, bits = __float_as_uint(size);
+  if (size < 0.015625f) return sign | (unsigned)rintf(size * 512);  // denormal, or the least that is not
+  return sign | (bits + 0x7ffffu + (bits >> 20 & 1) - (120u << 23)) >> 20;
+}
+__device__ __forceinline__ half_bits as_half(cached code) { return (code & 0x80) << 8 | (code & 0x7f) << 7; }
+__device__ __forceinline__ uint4 as_halves(cached_8 v) {
+  const auto pair = [](unsigned t) { return (t & 0x00800080u) << 8 | (t & 0x007f007fu) << 7; };
+  return make_uint4(pair(__byte_perm(v.x, 0, 0x4140)), pair(__byte_perm(v.x, 0, 0x4342)), pair(__byte_perm(v.y, 0, 0x4140)),
+                    pair(__byte_perm(v.y, 0, 0x4342)));
+}
+#else
+typedef half_bits cached;
+typedef uint4 cached_8;
+constexpr float CACHE_UNIT = 1;
+__device__ __forceinline__ cached to_cache(float v, float) { return float_to_half(v); }
+__device__ __forceinline__ half_bits as_half(cached h) { return h; }
+__device__ __forceinline__ uint4 as_halves(cached_8 v) { return v; }
+#endif
+
 __device__ __forceinline__ void load_channels(const half_bits* from, float (&v)[PER_LANE]) {
   if constexpr (PER_LANE == 4) {
     const uint2 w = *(const uint2*)from;
@@ -65,9 +93,11 @@ __device__ __forceinline__ void norm_rope(const float* head, const half_bits* ga
 // ... for the GROUP query heads of key head h, a warp for each; the last block of a head puts the splits, at most WARP, together
 // (Flash-Decoding). `partial` [kv_heads, split_k, GROUP, HEAD_DIM], then as many pairs of a maximum and a sum; `arrived`
 // [kv_heads] is zero before and after. No kernel before it writes `past` or the rows before this one: they are read at once.
-extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend(const float* qkv, Rope rope, half_bits* keys,
-                                                                   half_bits* values, const int* past, int capacity,
-                                                                   float* partial, int* arrived, float* out) {
+// key_scale, value_scale: of an FP8 cache, else 1.
+extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend(const float* qkv, Rope rope, cached* keys, cached* values,
+                                                                   const int* past, int capacity, float* partial,
+                                                                   int* arrived, float* out, float key_scale,
+                                                                   float value_scale) {
   constexpr int ROW = HEAD_DIM + 8;  // halves from row to row of the key tile
   __shared__ __align__(16) float q[GROUP][HEAD_DIM], new_key[HEAD_DIM];
   __shared__ __align__(16) half_bits key_tile[TILE * ROW], value_tile[TILE * HEAD_DIM];
@@ -80,23 +110,23 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend(const float* q
   values += (size_t)head * capacity * HEAD_DIM;
   constexpr int COLUMNS = HEAD_DIM / 8, EACH = TILE * COLUMNS / (WARP * GROUP);  // what a thread loads of a tile
   static_assert(EACH * WARP * GROUP == TILE * COLUMNS, "a tile is shared evenly");
-  uint4 key_part[EACH], value_part[EACH];
+  cached_8 key_part[EACH], value_part[EACH];
   auto fetch_tile = [&](int tile) {  // but the new row, which may not be there yet
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       const int i = threadIdx.x + e * WARP * GROUP, row = tile * TILE + i / COLUMNS;
       const size_t at = (size_t)row * HEAD_DIM + i % COLUMNS * 8;
       const bool in_bounds = row < length - 1;
-      key_part[e] = in_bounds ? *(const uint4*)(keys + at) : make_uint4(0, 0, 0, 0);
-      value_part[e] = in_bounds ? *(const uint4*)(values + at) : make_uint4(0, 0, 0, 0);
+      key_part[e] = in_bounds ? *(const cached_8*)(keys + at) : cached_8{};
+      value_part[e] = in_bounds ? *(const cached_8*)(values + at) : cached_8{};
     }
   };
   auto store_tile = [&] {
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       const int i = threadIdx.x + e * WARP * GROUP, row = i / COLUMNS, column = i % COLUMNS * 8;
-      *(uint4*)(key_tile + row * ROW + column) = key_part[e];
-      *(uint4*)(value_tile + row * HEAD_DIM + column) = value_part[e];
+      *(uint4*)(key_tile + row * ROW + column) = as_halves(key_part[e]);
+      *(uint4*)(value_tile + row * HEAD_DIM + column) = as_halves(value_part[e]);
     }
   };
   fetch_tile(split);
@@ -107,14 +137,14 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend(const float* q
   if (owner && warp == GROUP - 1) norm_rope(key, rope.k_norm, rope, new_key);
   auto add_new_row = [&] {
     for (int i = threadIdx.x; i < HEAD_DIM; i += blockDim.x) {
-      const half_bits k = float_to_half(new_key[i]), v = float_to_half(value[i]);
+      const cached k = to_cache(new_key[i], key_scale), v = to_cache(value[i], value_scale);
       keys[(size_t)(length - 1) * HEAD_DIM + i] = k;
       values[(size_t)(length - 1) * HEAD_DIM + i] = v;
-      key_tile[(length - 1) % TILE * ROW + i] = k;
-      value_tile[(length - 1) % TILE * HEAD_DIM + i] = v;
+      key_tile[(length - 1) % TILE * ROW + i] = as_half(k);
+      value_tile[(length - 1) % TILE * HEAD_DIM + i] = as_half(v);
     }
   };
-  const float root = rsqrtf((float)HEAD_DIM);
+  const float root = rsqrtf((float)HEAD_DIM) * (key_scale * CACHE_UNIT);
   float best = -1e30f, total = 0, sum[PER_LANE], v[PER_LANE];
   for (int i = 0; i < PER_LANE; i++) sum[i] = 0;
   for (int tile = split; tile < tiles; tile += split_k) {
@@ -146,8 +176,9 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend(const float* q
     }
   }
   out += (head * GROUP + warp) * HEAD_DIM + lane * PER_LANE;
+  const float unit = value_scale * CACHE_UNIT;
   if (active == 1) {
-    for (int i = 0; i < PER_LANE; i++) out[i] = sum[i] / total;
+    for (int i = 0; i < PER_LANE; i++) out[i] = sum[i] / (total / unit);
     return;
   }
   float* stats = partial + (size_t)kv_heads * split_k * GROUP * HEAD_DIM;
@@ -177,6 +208,6 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend(const float* q
       for (int i = 0; i < PER_LANE; i++) sum[i] += w * v[i];
     }
   }
-  for (int i = 0; i < PER_LANE; i++) out[i] = sum[i] / total;
+  for (int i = 0; i < PER_LANE; i++) out[i] = sum[i] / (total / unit);
   if (threadIdx.x == 0) arrived[head] = 0;
 }

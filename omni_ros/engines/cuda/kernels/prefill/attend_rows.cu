@@ -5,34 +5,38 @@ constexpr int KEY_ROW = HEAD_DIM + 16, VALUE_ROW = HEAD_DIM + 8;  // halves from
 
 // Normed and rotated: q [rows, heads, HEAD_DIM], and rows `past` ... of the caches [kv_heads, capacity, HEAD_DIM]. rope.cos_sin
 // [rows, HEAD_DIM]; qkv [rows, heads + 2 kv_heads, HEAD_DIM]. A warp for each of a row's heads.
-extern "C" __global__ void __launch_bounds__(256) rope_rows(const float* qkv, Rope rope, half_bits* q, half_bits* keys,
-                                                              half_bits* values, const int* past, int heads, int kv_heads,
-                                                              int capacity, const int* rows) {
+extern "C" __global__ void __launch_bounds__(256) rope_rows(const float* qkv, Rope rope, half_bits* q, cached* keys,
+                                                              cached* values, const int* past, int heads, int kv_heads,
+                                                              int capacity, const int* rows, float key_scale,
+                                                              float value_scale) {
   __shared__ float roped[8][HEAD_DIM];
   const int row = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.y * 8 + warp;
   if (row >= *rows) return;
   wait_for_previous();
   if (head >= heads + 2 * kv_heads) return;
   const float* from = qkv + ((size_t)row * (heads + 2 * kv_heads) + head) * HEAD_DIM;
-  half_bits* to = q + ((size_t)row * heads + head) * HEAD_DIM;
-  if (head >= heads) {
-    const int own = (head - heads) % kv_heads;
-    to = (head < heads + kv_heads ? keys : values) + ((size_t)own * capacity + *past + row) * HEAD_DIM;
-  }
-  if (head < heads + kv_heads) {
+  const bool is_value = head >= heads + kv_heads;
+  if (!is_value) {
     rope.cos_sin += row * HEAD_DIM;
     norm_rope(from, head < heads ? rope.q_norm : rope.k_norm, rope, roped[warp]);
     __syncwarp();
     from = roped[warp];
   }
-  for (int i = lane; i < HEAD_DIM; i += WARP) to[i] = activation(from[i]);
+  if (head < heads) {
+    for (int i = lane; i < HEAD_DIM; i += WARP) q[((size_t)row * heads + head) * HEAD_DIM + i] = activation(from[i]);
+    return;
+  }
+  cached* to = (is_value ? values : keys) + ((size_t)((head - heads) % kv_heads) * capacity + *past + row) * HEAD_DIM;
+  const float scale = is_value ? value_scale : key_scale;
+  for (int i = lane; i < HEAD_DIM; i += WARP) to[i] = to_cache(finite(from[i]), scale);
 }
 
 // q [rows, heads, HEAD_DIM] -> out, the same, in pair order. Block (h, b): queries b QUERIES ... of the GROUP heads of key head
 // h. A tile of keys at a time, with a running maximum and sum (FlashAttention-2).
-extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const half_bits* q, const half_bits* keys,
-                                                                        const half_bits* values, const int* past, int capacity,
-                                                                        half_bits* out, const int* rows) {
+extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const half_bits* q, const cached* keys,
+                                                                        const cached* values, const int* past, int capacity,
+                                                                        half_bits* out, const int* rows, float key_scale,
+                                                                        float value_scale) {
   constexpr int COLUMNS = HEAD_DIM / 8, EACH = TILE * COLUMNS / (WARP * GROUP), STEPS = HEAD_DIM / 16;
   __shared__ __align__(16) half_bits key_tile[TILE * KEY_ROW], value_tile[TILE * VALUE_ROW];
   const int heads = gridDim.x * GROUP, own = blockIdx.x * GROUP + threadIdx.x / WARP, first = blockIdx.y * QUERIES;
@@ -54,17 +58,17 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
       query[j][2 + r] = v.y;
     }
   }
-  uint4 key_part[EACH], value_part[EACH];
+  cached_8 key_part[EACH], value_part[EACH];
   auto fetch_tile = [&](int tile) {
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       const int i = threadIdx.x + e * WARP * GROUP, row = tile * TILE + i / COLUMNS;
       const size_t at = (size_t)row * HEAD_DIM + i % COLUMNS * 8;
-      key_part[e] = row < length ? *(const uint4*)(keys + at) : make_uint4(0, 0, 0, 0);
-      value_part[e] = row < length ? *(const uint4*)(values + at) : make_uint4(0, 0, 0, 0);
+      key_part[e] = row < length ? *(const cached_8*)(keys + at) : cached_8{};
+      value_part[e] = row < length ? *(const cached_8*)(values + at) : cached_8{};
     }
   };
-  const float root = rsqrtf((float)HEAD_DIM);
+  const float root = rsqrtf((float)HEAD_DIM) * (key_scale * CACHE_UNIT);
   float best[2] = {-1e30f, -1e30f}, total[2] = {}, sum[2 * STEPS][4] = {};
   fetch_tile(0);
   for (int tile = 0; tile * TILE < length; tile++) {
@@ -72,8 +76,8 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       const int i = threadIdx.x + e * WARP * GROUP, row = i / COLUMNS, column = i % COLUMNS * 8;
-      *(uint4*)(key_tile + row * KEY_ROW + column) = key_part[e];
-      *(uint4*)(value_tile + row * VALUE_ROW + column) = pair_order(value_part[e]);
+      *(uint4*)(key_tile + row * KEY_ROW + column) = as_halves(key_part[e]);
+      *(uint4*)(value_tile + row * VALUE_ROW + column) = pair_order(as_halves(value_part[e]));
     }
     __syncthreads();
     if ((tile + 1) * TILE < length) fetch_tile(tile + 1);
@@ -127,6 +131,7 @@ extern "C" __global__ void __launch_bounds__(WARP * GROUP) attend_rows(const hal
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     for (int step = 1; step < 4; step *= 2) total[r] += __shfl_xor_sync(FULL, total[r], step);
+    total[r] /= value_scale * CACHE_UNIT;
     const int row = first + group + 8 * r;
     if (row <= last)
 #pragma unroll

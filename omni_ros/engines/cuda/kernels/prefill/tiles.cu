@@ -40,7 +40,8 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 
 // The largest float16 instead of infinity: checkpoints are trained in bfloat16, whose range is wider.
-__device__ __forceinline__ half_bits activation(float v) { return float_to_half(fminf(fmaxf(v, -65504.f), 65504.f)); }
+__device__ __forceinline__ float finite(float v) { return fminf(fmaxf(v, -65504.f), 65504.f); }
+__device__ __forceinline__ half_bits activation(float v) { return float_to_half(finite(v)); }
 __device__ __forceinline__ unsigned activations(float low, float high) {
   return activation(low) | (unsigned)activation(high) << 16;
 }
