@@ -1,5 +1,5 @@
-"""What is said in the measurement of turn taking. A bar is where the speaker stops to think: nothing that is complete stands before
-it, so that somebody who listens would wait."""
+"""What is said in the measurement of turn taking. A bar is where the speaker stops to think: nothing that is complete stands
+before it, so that somebody who listens would wait."""
 
 WHOLE = (
     "What do you see in front of you?",

