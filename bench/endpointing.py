@@ -31,9 +31,9 @@ speech. Every sentence is spoken as a whole, and silence is put where the speake
 after "um". People's sentences are of Debian's pocketsphinx-testdata, read aloud, with silence at one of the reader's own
 stops. A word is heard when all its samples are in an utterance that was cut. The end of a turn, clean and at 20 dB SNR, is
 counted from the last sample of speech, the detector's own CPU time included. A cut-in is a turn that ended in a pause;
-it is heard when the person does not go on within 0.3 s, which is when the answer's first sound is taken to come: until
-then the turn is taken back."""
-FIRST_SOUND = 0.3  # seconds after the end of a turn
+it is heard when the person does not go on before the answer's first sound, which is taken to come after 0.12 s (the
+first PCM above): until then the turn is taken back."""
+FIRST_SOUND = 0.12  # seconds after the end of a turn
 LEVELS = (-6, -15, -25, -35)  # dBFS, of the loudest sample
 PAUSES = (0.3, 0.5, 0.8, 1.2)  # seconds
 CONDITIONS = {"clean": None, "20 dB SNR": 20, "10 dB SNR": 10, "5 dB SNR": 5}

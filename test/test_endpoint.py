@@ -142,9 +142,9 @@ def test_an_unfinished_utterance_is_waited_for():
     assert events[-1][0] < 4.0 and len(judge.heard) == 2
 
 
-@pytest.mark.parametrize("later,end", [(0.85, 2.8), (0.75, 4.0)])
+@pytest.mark.parametrize("later,end", [(0.6, 2.8), (0.4, 4.0)])
 def test_who_is_unsure_asks_again_and_then_the_timer_decides(later, end):
-    judge = Judge(0.75, later)
+    judge = Judge(0.94, later)
     events = run_all(np.concatenate([noise(1), speech(1), noise(3)]), turn_over=judge, end_seconds=2.0)
     assert [type(event) for _, event in events] == [SpeechStart, SpeechPause, SpeechEnd]
     assert abs(events[-1][0] - end) < 0.15

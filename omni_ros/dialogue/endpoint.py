@@ -135,8 +135,8 @@ class Endpointer:
     """
 
     HYSTERESIS = 0.15
-    # Seconds of silence (the first is the pause itself), and how sure is sure: chosen in docs/benchmarks.md.
-    SURE = ((0.0, 0.8), (0.8, 0.8))
+    # The longer the silence, the less it needs: seconds of it (the first is the pause itself), and how sure is sure.
+    SURE = ((0.0, 0.95), (0.8, 0.5))
     TAKEN_BACK = 2.0  # seconds after a pause became the end: who speaks later begins anew
     _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
