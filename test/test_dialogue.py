@@ -536,7 +536,7 @@ def test_sound_that_cannot_be_used_is_told(world):
 def test_a_pause_and_that_the_user_goes_on_are_told_in_order():
     world = World()
     told, listener = [], world.dialogue._listener
-    listener._on_start, listener._on_goes_on = lambda: told.append("start"), lambda: told.append("goes on")
+    listener._on_start, listener._on_goes_on = lambda: told.append("start"), lambda after_end: told.append("goes on")
     listener._on_pause = listener._on_end = told.append
     for seconds in (0.5, 0.5):
         world.hear(seconds, 0.5)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scripted_model import PREFILL
+from scripted_model import PER_TOKEN, PREFILL
 from test_dialogue import ANSWERS, World
 
 from omni_ros.dialogue.endpoint import FRAME, SAMPLE_RATE
@@ -63,7 +63,7 @@ def test_the_end_of_the_turn_does_not_wait_for_what_is_fed(world):
     ended = world.face.of("user")[-1][0]
     world.idle()
     assert world.model.fed[0][2] is False  # what was computed by then stays
-    assert world.face.of("text")[0][0] - ended == pytest.approx(PREFILL, abs=0.01)
+    assert world.face.of("text")[0][0] - ended == pytest.approx(PREFILL + PER_TOKEN, abs=0.01)  # with the first sound
 
 
 def test_an_answer_begun_at_a_pause_sees_the_same_picture_and_feeding_goes_on_after_it(world):

@@ -283,3 +283,62 @@ def test_the_same_tokens_codes_and_samples_as_without(open_pipeline):
         for h in (history, plain_history)
     ]
     assert texts[0] == texts[1]
+
+
+def slow(monkeypatch, **settings) -> World:
+    """A model that needs half a second for the first sound after the end of a turn, even of one that was begun in its pause."""
+    monkeypatch.setattr("scripted_model.PREFILL", 1.0)
+    return by_turn(World(settings=Settings(**settings)))
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_turn_that_ended_too_early_goes_on_while_nothing_of_its_answer_was_heard(monkeypatch, eager):
+    world = slow(monkeypatch, eager=eager)
+    world.hear(1.0, 0.5)
+    world.hear(END + 0.1)
+    assert world.dialogue.state == "thinking"
+    world.hear(1.0, 0.5)
+    assert world.dialogue.state == "listening"
+    world.hear(1.0)
+    world.idle()
+    assert world.remembered() == ["user: <audio>", f"assistant: {ANSWERS[0]}"]
+    (said,) = [m["content"][0]["audio"] for m in world.dialogue.history.messages("") if m["role"] == "user"]
+    whole = 1.0 + END + 0.1 + 1.0 + PAUSE
+    assert said.size / SAMPLE_RATE == pytest.approx(whole, abs=0.05)  # every sample of it, and the silence within
+    assert [reason for _, reason, *_ in world.face.of("outcome")] == ["stop"]
+    assert [text for _, text in world.face.of("response")] == [ANSWERS[0]]
+    assert [speaking for _, speaking in world.face.of("user")] == [True, False, True, False]
+    assert {value for _, value, _ in world.face.of("speech")} == {0.01}  # of the first turn
+    world.close()
+
+
+def test_what_is_said_after_the_first_sound_is_a_turn_of_its_own(monkeypatch):
+    world = slow(monkeypatch, eager=False)
+    world.hear(1.0, 0.5)
+    world.hear(END + 1.8)
+    assert world.face.of("speech")
+    world.hear(1.0, 0.5)
+    world.hear(1.0)
+    world.idle()
+    assert [line.split(":")[0] for line in world.remembered()] == ["user", "assistant", "user", "assistant"]
+    world.close()
+
+
+def test_no_word_is_to_be_read_before_the_first_sound(monkeypatch):
+    world = slow(monkeypatch)
+    world.say(1.0)
+    world.idle()
+    assert world.face.of("text")[0][0] == pytest.approx(world.face.of("speech")[0][0], abs=0.005)
+    world.close()
+
+
+def test_who_says_more_after_two_seconds_begins_anew(monkeypatch):
+    monkeypatch.setattr("scripted_model.PREFILL", 5.0)
+    world = by_turn(World())
+    world.hear(1.0, 0.5)
+    world.hear(PAUSE + Endpointer.TAKEN_BACK + 0.2)
+    world.hear(1.0, 0.5)
+    world.hear(1.0)
+    world.idle()
+    assert world.remembered()[:2] == ["user: <audio>", "user: <audio>"]
+    world.close()

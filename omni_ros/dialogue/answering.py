@@ -1,6 +1,6 @@
 """How one turn is answered: passes of the model, the tools that it calls between them, and what is told and remembered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from omni_ros.dialogue.speech_pacer import SpeechPacer
 from omni_ros.dialogue.tools import Tools, ToolTurn
 from omni_ros.dialogue.turn import Outcome, UserTurn, content, describe
 from omni_ros.errors import PromptTooLongError, RunawayError
-from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta, TextFinished, ToolCall
+from omni_ros.pipeline.request import AudioChunk, Event, Finished, Request, TextDelta, TextFinished, ToolCall
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Answering:
         *,
         changed: Any,  # the worker's lock: it guards the history, and cancel() is called inside it
         is_closed: Callable[[UserTurn], bool],  # waits until the turn is, or was withdrawn
+        may_tell: Callable[[UserTurn], bool],  # as is_closed, and it stays so
         system_prompt: Callable[[], str],
         options: Callable[[], dict[str, Any]],  # Request's generation arguments
         tools: Tools,
@@ -69,6 +70,7 @@ class Answering:
         self._history = history
         self._changed = changed
         self._is_closed = is_closed
+        self._may_tell = may_tell
         self._system_prompt = system_prompt
         self._options = options
         self._tools = tools
@@ -82,7 +84,7 @@ class Answering:
         """From its beginning until its speech was heard or stopped; whether the history has it now."""
         progress = Progress(self._tools.turn())
         outcome = self._answer(turn, progress)
-        if not self._is_closed(turn):
+        if not self._may_tell(turn):
             return False
         turn.answered = True
         self._on_outcome(outcome)
@@ -163,7 +165,7 @@ class Answering:
 
     def _may_act(self, turn: UserTurn) -> bool:
         """Whether what the model asks for in this turn may be done: never before it is certain that the user has ended."""
-        return self._is_closed(turn) and not turn.cancelled
+        return self._may_tell(turn) and not turn.cancelled
 
     def _pass(self, turn: UserTurn, progress: Progress) -> Finished | None:
         """One pass of the model, with as much of the history as there is room for."""
@@ -196,9 +198,8 @@ class Answering:
             return None
         finished: Finished | None = None
         with closing(events):  # whatever is raised here, the conversation must not stay busy
-            for event in events:
-                self._is_closed(turn)
-                since = self._clock.now() - turn.closed_at
+            for event, at in self._told(turn, request, events):
+                since = at - turn.closed_at
                 if isinstance(event, Finished):
                     finished = event
                     progress.audio_reasons.append(event.audio_reason)
@@ -221,3 +222,18 @@ class Answering:
                     progress.answer.hear(event.pcm)
                     self._speech.push(turn.response, event.pcm)
         return finished
+
+    def _told(self, turn: UserTurn, request: Request, events: Iterable[Event]) -> Iterator[tuple[Event, float]]:
+        """The events of a closed turn, and when they were made. The words before the first sound come with it: who goes on until
+        then has not been interrupted, and the turn can still be taken back."""
+        early: list[tuple[Event, float]] = []
+        spoken = turn.said is not None and turn.said["type"] == "audio" and request.audio_output
+        for event in events:
+            self._is_closed(turn)
+            early.append((event, self._clock.now()))
+            if not (turn.told or (spoken and isinstance(event, TextDelta))):
+                self._may_tell(turn)
+            if turn.told or turn.cancelled:
+                yield from early
+                early = []
+        yield from early

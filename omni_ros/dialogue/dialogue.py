@@ -93,11 +93,14 @@ class Dialogue:
         self._barge_in = BargeIn(self._pacer, lambda: self._worker.turns.answer, self._worker.interrupt, clock)
         self._button_up = isinstance(endpointer, PushToTalk)
         self._has_button = self._button_up
+        endpointer = endpointer or Endpointer(make_vad("auto"))
+        if not isinstance(endpointer, PushToTalk):
+            endpointer.take_back = self._worker.take_back
         if isinstance(endpointer, AfterWakeWord):
             endpointer.busy = lambda: self._worker.turns.thinking or self._pacer.speaking
             endpointer.on_awake = face.awake
         self._listener = Listener(
-            endpointer or Endpointer(make_vad("auto")),
+            endpointer,
             on_start=self._on_speech_start,
             on_voice=lambda seconds: self._barge_in.lasts(seconds, self.settings.barge_in_seconds),
             on_pause=self._on_speech_pause,
@@ -259,10 +262,15 @@ class Dialogue:
         if self.settings.eager and self._enabled and not self._barge_in.undecided:
             self._worker.speculate(self._turn({"type": "audio", "audio": pcm}, self._surroundings.glance()))
 
-    def _on_speech_goes_on(self) -> None:
-        """The user had not finished at the last pause."""
+    def _on_speech_goes_on(self, after_end: bool) -> None:
+        """The user had not finished at the last pause; after the end of a turn, nothing of that is left."""
         self._barge_in.goes_on()
         self._worker.withdraw()
+        if after_end:
+            self._face.user_speaking(True)
+            self._worker.hold_says(True)
+            self._worker.prepare(self._surroundings.glance(), None)
+            self._tell_state()
 
     def _on_speech_so_far(self, pcm: Pcm) -> None:
         """So much was said by now; the user goes on."""

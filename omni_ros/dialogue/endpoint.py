@@ -30,7 +30,9 @@ class SpeechPause:
 
 @dataclass(frozen=True)
 class SpeechGoesOn:
-    """The user had not finished: the utterance of the last SpeechPause will become longer."""
+    """The user had not finished: the utterance of the last SpeechPause, or of a SpeechEnd that was taken back, becomes longer."""
+
+    after_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,15 @@ class Endpointer:
 
     `turn_over` (see SmartTurn) hears the utterance in each pause and says how probable it is that it is complete; where
     it is sure, `end_seconds` are not waited for. It is asked on the thread of feed().
+
+    Where the user goes on within TAKEN_BACK seconds, `take_back` is asked, on the same thread, to undo what the SpeechEnd of this
+    sound has led to; if it can, the utterance goes on as after a pause.
     """
 
     HYSTERESIS = 0.15
     # The longer the silence, the less it needs: seconds of it (the first is the pause itself), and how sure is sure.
     SURE = ((0.0, 0.95), (0.8, 0.5))
+    TAKEN_BACK = 2.0  # seconds after a pause became the end: who speaks later begins anew
     _silent = _silent_at_end = 0  # frames in a row: now, and at the end of the last utterance
 
     def __init__(
@@ -155,8 +161,10 @@ class Endpointer:
         self._end_frames = frames(end_seconds)
         self._pause_frames = min(frames(pause_seconds), self._end_frames)
         self._turn_over = turn_over
+        self.take_back: Callable[[np.ndarray], bool] = lambda pcm: False
         self._sure = {max(self._pause_frames, frames(silence)): sure for silence, sure in self.SURE}
         self._max_frames = frames(max_seconds)
+        self._taken_back_frames = frames(self.TAKEN_BACK)
         self._recent: deque[np.ndarray] = deque(maxlen=frames(pre_roll_seconds) + self._start_frames)
         self.reset()
 
@@ -183,6 +191,7 @@ class Endpointer:
         self._vad.reset()
         self._rest: np.ndarray = np.zeros(0, np.float32)  # samples that do not fill a frame yet
         self._recent.clear()
+        self._ended: SpeechEnd | None = None
         self._idle()
 
     def _idle(self) -> None:
@@ -220,6 +229,7 @@ class Endpointer:
             self._rest = self._rest[:0]
             self._voiced = 0
             self._recent.clear()
+            self._ended = None
         return events
 
     def close(self) -> SpeechEnd:
@@ -231,11 +241,18 @@ class Endpointer:
     def _judge(self, frame: np.ndarray, probability: float) -> list[SpeechEvent]:
         if not self._in_speech:
             self._recent.append(frame)
+            if self._ended is not None:
+                self._since_end.append(frame)
+                if len(self._since_end) > self._taken_back_frames:
+                    self._ended = None
             self._voiced = self._voiced + 1 if probability >= self._threshold else 0
             if self._voiced < self._start_frames:
                 return []
             self._in_speech = True
             self._voiced_frames = self._voiced
+            ended, self._ended = self._ended, None
+            if ended is not None and self._goes_on(ended):
+                return [SpeechGoesOn(after_end=True)]
             self._utterance = list(self._recent)
             self._recent.clear()
             return [SpeechStart()]
@@ -256,12 +273,25 @@ class Endpointer:
             events.append(SpeechSoFar(np.concatenate(self._utterance)))
         return events
 
+    def _goes_on(self, ended: SpeechEnd) -> bool:
+        """After its end: nobody has noticed that one was seen."""
+        whole = ended.pcm.size // FRAME + len(self._since_end)
+        if whole >= self._max_frames or not self.take_back(ended.pcm):
+            return False
+        self._utterance = [*ended.pcm.reshape(-1, FRAME), *self._since_end]
+        self._voiced_frames += self._voiced_at_end
+        self._recent.clear()
+        return True
+
     def _is_over(self) -> bool:
         sure = self._sure.get(self._silent)
         return sure is not None and self._turn_over is not None and self._turn_over(np.concatenate(self._utterance)) >= sure
 
     def _end(self) -> SpeechEnd:
         pcm = self._paused.pcm if self._paused else np.concatenate(self._utterance)
-        self._recent.extend(self._utterance[pcm.size // FRAME :])  # what came after the pause may be a soft onset
+        after = self._utterance[pcm.size // FRAME :]  # the pause: it may be a soft onset
+        self._recent.extend(after)
+        self._since_end, self._voiced_at_end = after, self._voiced_frames
+        self._ended = SpeechEnd(pcm) if self._paused else None  # one that was too long, or had no pause, is not taken back
         self._idle()
         return SpeechEnd(pcm)

@@ -37,7 +37,7 @@ class Listener:
         on_start: Callable[[], None],
         on_voice: Callable[[float], None],  # inside an utterance, with every frame: its seconds of voice so far
         on_pause: Callable[[Pcm], None],  # the utterance may be over
-        on_goes_on: Callable[[], None],  # it was not
+        on_goes_on: Callable[[bool], None],  # it was not; whether it was taken for the end
         on_so_far: Callable[[Pcm], None],  # of a long one with every second: what was said by now
         on_end: Callable[[Pcm | None], None],  # after a pause its very array; None: the utterance was dropped
         on_bad: Callable[[InputError], None],
@@ -149,8 +149,8 @@ class Listener:
                 self._on_start()
             case SpeechPause(pcm):
                 self._on_pause(pcm)
-            case SpeechGoesOn():
-                self._on_goes_on()
+            case SpeechGoesOn(after_end):
+                self._on_goes_on(after_end)
             case SpeechSoFar(pcm):
                 self._on_so_far(pcm)
             case SpeechEnd(pcm):

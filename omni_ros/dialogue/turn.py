@@ -25,6 +25,7 @@ class UserTurn:
     cancelled: bool = False
     forgotten: bool = False  # the conversation was reset meanwhile
     open: bool = False  # the user may go on: nothing is told of it yet
+    told: bool = False  # something of its answer was: the user who goes on begins another turn
     answered: bool = False  # the pipeline is done with it; its speech may still be heard
     spoken_until: float | None = None  # the last sound before closed_at; None: the turn was typed
 

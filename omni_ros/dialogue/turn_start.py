@@ -89,6 +89,8 @@ class AfterWakeWord:
         self._window, self._follow_up = round(window * SAMPLE_RATE), round(follow_up * SAMPLE_RATE)
         self.busy: Callable[[], bool] = lambda: False  # whether an answer is made or spoken: no window ends meanwhile
         self.on_awake: Callable[[bool], None] = lambda awake: None
+        self.take_back: Callable[[np.ndarray], bool] = lambda pcm: False  # see Endpointer
+        endpointer.take_back = lambda pcm: self.take_back(pcm)
         self._left = self._settling = 0  # samples until it falls asleep, until it listens
         self._tail: list[np.ndarray] = []  # what settles
 

@@ -53,6 +53,7 @@ class TurnWorker:
             history,
             changed=self._changed,
             is_closed=self.is_closed,
+            may_tell=self.may_tell,
             system_prompt=system_prompt,
             options=options,
             tools=tools,
@@ -201,6 +202,17 @@ class TurnWorker:
             self._changed.notify_all()
             return True
 
+    def take_back(self, pcm: Any) -> bool:
+        """The user goes on with the turn of this sound, which was closed too early: leave no trace of it; False when there was
+        something to hear or to read of its answer."""
+        with self._changed:
+            turn = next((turn for turn in self.turns if (turn.said or {}).get("audio") is pcm and not turn.cancelled), None)
+            if turn is None or turn.told:
+                return False
+            turn.open = True
+            self.withdraw()
+            return True
+
     def withdraw(self) -> None:
         """The turn that may not be over is not: leave no trace of its answer."""
         with self._changed:
@@ -215,6 +227,12 @@ class TurnWorker:
         with self._changed:
             self._changed.wait_for(lambda: not turn.open or turn.cancelled)
             return not turn.open
+
+    def may_tell(self, turn: UserTurn) -> bool:
+        """As is_closed; from now on it cannot be taken back."""
+        with self._changed:
+            turn.told = self.is_closed(turn)
+            return turn.told
 
     def _cancel_current(self) -> None:
         turn = self.turns.current
