@@ -109,7 +109,7 @@ def test_tensors_of_no_part(root, tmp_path, capfd):
         ("thinker", "thinker.model.layers.1.self_attn.o_proj.bias"),
         ("audio", "thinker.audio_tower.layers.0.extra.bias"),
         ("code2wav", "code2wav.decoder.1.block.0.gamma"),
-        ("talker", "talker.model.layers.0.self_attn.k_proj.k_scale"),
+        ("talker", "talker.model.layers.0.self_attn.k_proj.extra_scale"),
     ],
 )
 def test_tensors_that_no_graph_uses(root, tmp_path, capfd, component, name):

@@ -557,4 +557,4 @@ def test_a_flood_of_texts_leaves_no_queue_behind(start):
                 topic.publish(String(data="word " * 300_000))
         time.sleep(2)
         ask()
-    assert memory(process, "VmRSS") - idle <= 30
+    wait(lambda: memory(process, "VmRSS") - idle <= 30, 30)  # on a busy machine the last texts are still in its hands
