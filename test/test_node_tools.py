@@ -109,7 +109,7 @@ class Scene:
 
     def __enter__(self) -> "Scene":
         wait(lambda: self.client.state == "idle" and self.client.connected, 40)
-        time.sleep(1.0)  # the node and the robot's servers know each other
+        time.sleep(2.0)  # the node and the robot's servers know each other, which nobody else can see
         return self
 
     def __exit__(self, *_) -> None:

@@ -34,7 +34,7 @@ def test_the_policy_of_the_node_is_what_the_node_uses(omni):
         return {name for name, _ in find("omni", "/")}
 
     node = omni.node
-    wait(lambda: "/omni/get_parameters" in used(node.get_service_names_and_types_by_node), 10)
+    wait(lambda: "/omni/get_parameters" in used(node.get_service_names_and_types_by_node), 30)
     assert used(node.get_publisher_names_and_types_by_node) | {"/bond"} == allowed("omni", "topic", "publish")
     assert used(node.get_subscriber_names_and_types_by_node) | OPTIONAL == allowed("omni", "topic", "subscribe")
     services = used(node.get_service_names_and_types_by_node)
@@ -55,9 +55,9 @@ def test_the_policy_of_a_device_is_what_its_node_uses(omni, tmp_path, name):
         topic = {"microphone": "/audio", "speaker": "/speech_played"}[name]
         wait(lambda: (name, "/") in node.get_node_names_and_namespaces(), 20)
         wait(lambda: topic in used(node.get_publisher_names_and_types_by_node), 20)
-        wait(lambda: f"/{name}/get_parameters" in used(node.get_service_names_and_types_by_node), 10)
+        wait(lambda: f"/{name}/get_parameters" in used(node.get_service_names_and_types_by_node), 30)
         subscribed = allowed(name, "topic", "subscribe")
-        wait(lambda: used(node.get_subscriber_names_and_types_by_node) | {"/clock", "/bond"} == subscribed, 10)
+        wait(lambda: used(node.get_subscriber_names_and_types_by_node) | {"/clock", "/bond"} == subscribed, 30)
         assert used(node.get_publisher_names_and_types_by_node) | {"/bond"} == allowed(name, "topic", "publish")
         optional = {f"/{name}/get_type_description"}  # where rclpy has it
         assert used(node.get_service_names_and_types_by_node) | optional == allowed(name, "service", "reply")

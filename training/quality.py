@@ -40,6 +40,7 @@ class Calibration:
 
 
 FULL = Calibration(150, 150, 200)  # the default counts of offline.quantize: less than a minute for this model on two cores
+FP8_CODE_PREDICTOR = ("--cp_quantization", "fp8")
 SHORT = ("--reply_tokens", "12", "--codec_frames", "12")  # answers of this model are no longer
 
 
@@ -59,13 +60,21 @@ def forms(device: str) -> list[Form]:
     float32 = Form("float32", export=("--dtype", "float32"))
     if device == "cuda":
         cuda = ("--device", "cuda")
-        return [float32, Form("float16, GPU", build=cuda), Form("NVFP4 weights, GPU", FULL, build=cuda)]
+        fp8_cache = (*cuda, "--kv_cache_quantization", "fp8")
+        return [
+            float32,
+            Form("float16, GPU", build=cuda),
+            Form("float16, FP8 KV cache, GPU", build=fp8_cache),
+            Form("NVFP4 weights, GPU", FULL, build=cuda),
+            Form("NVFP4 weights, FP8 CodePredictor, GPU", FULL, build=cuda, quantize=FP8_CODE_PREDICTOR),
+            Form("NVFP4 weights, FP8 KV cache, GPU", FULL, build=fp8_cache),
+        ]
     both = ("--activations", "nvfp4")
     return [
         float32,
         Form("int4", build=("--weights", "int4")),
         Form("NVFP4 weights", FULL),
-        Form("NVFP4 weights, FP8 CodePredictor", FULL, quantize=("--cp_quantization", "fp8")),
+        Form("NVFP4 weights, FP8 CodePredictor", FULL, quantize=FP8_CODE_PREDICTOR),
         Form("NVFP4 weights and activations", FULL, both),
         Form("... 10 of each kind", Calibration(10, 10, 10), both),
         Form("... 2 of each kind", Calibration(2, 2, 2), both),
