@@ -54,6 +54,7 @@ class _Rewriting:
             "Gelu": self.gelu,
             "CumSum": self.cumulative_sum,
             "ArgMax": self.arg_max,
+            "Equal": self.equal,
         }
         for node in self.graph.node:
             if self.one_way(node):
@@ -155,6 +156,14 @@ class _Rewriting:
         row = self.op("Unsqueeze", [x, first], f"{y}.row")
         found = self.op("ArgMax", [row], f"{y}.in_row", axis=1, keepdims=_attributes(node).get("keepdims", 1))
         self.op("Squeeze", [found, first], y)
+
+    def equal(self, node: onnx.NodeProto) -> None:
+        """`past_length == 0`, which says where a Slice begins: with truth values in that, 8.6 "could not find any
+        implementation" for Code2Wav. The result is a number, 1 - min(past_length, 1)."""
+        if node.input[0] != "past_length":
+            return self.nodes.append(node)
+        one = self.const(np.array([1], np.int64), "opset_17.1")
+        self.op("Sub", [one, self.op("Min", [node.input[0], one], f"{node.output[0]}.least")], node.output[0])
 
 
 def _attributes(node: onnx.NodeProto) -> dict:
