@@ -227,6 +227,10 @@ WRONG = {  # name -> body, what the report says; the wrong line is marked
     "race_between_warps": ("__shared__ int a[64]; a[i] = i; __syncwarp(); out[i] = a[i ^ 32]; // HERE", RACE),
     "race_after_exit": ("__shared__ int a; if (i == 63) { a = 1; return; } if (i < n) out[0] = a; // HERE", RACE),
     "shuffle_is_no_barrier": ("__shared__ int a[64]; a[i] = i; __shfl_sync(~0u, i, 0); out[i] = a[i ^ 1]; // HERE", RACE),
+    "stack": (
+        "volatile char a[300000]; for (int k = 0; k < 300000; k++) a[k] = k;\n out[i] = a[n]; __syncthreads(); // HERE",
+        "needs more than 262144 bytes of stack",
+    ),
     "deadlock": ("if (i % 2) __syncwarp(); // HERE\n else __syncthreads();", "waits for ever in __syncwarp: 16 lanes"),
     "missing_lane": ("if (i < 33) __syncthreads(); else __shfl_sync(~0u, i, 0); // HERE", "waits for ever in a shuffle: 1 lane"),
     "spin": ("if (i == 0) while (atomicAdd((int*)out, 0) < 1) {} // HERE", "goes on for ever"),
@@ -258,6 +262,20 @@ def test_wrong_kernels_are_reported_by_line_and_the_next_launch_works(wrong: Cpu
     after = np.zeros(128, np.float32)
     wrong.launch("good", (1, 1, 1), (128, 1, 1), 0, [address(after), ctypes.c_int(4)], seed)
     assert (after == 4).all()
+
+
+def test_a_library_takes_few_of_the_mappings_that_a_process_may_have(tmp_path_factory: pytest.TempPathFactory):
+    """Before: two a thread. A whole test run met the limit of 65,530, and its process was aborted."""
+
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    body, before = "{ __syncthreads(); out[threadIdx.x] = 7; }", mappings()
+    out = np.zeros(1024, np.int32)
+    compiled(tmp_path_factory, f'extern "C" __global__ void all(int* out) {body}').launch(
+        "all", (1, 1, 1), (1024, 1, 1), 0, [address(out)]
+    )
+    assert (out == 7).all() and mappings() - before < 100
 
 
 RACE_FREE = r"""

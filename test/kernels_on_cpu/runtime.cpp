@@ -39,6 +39,7 @@ struct Copy { void* to; const void* from; };
 namespace {
 constexpr int WARP = 32, MAX_THREADS = 1024, STACK = 1 << 18, PAGE = 1 << 12;
 constexpr uint64_t FOREVER = 1 << 26;  // accesses of one thread that waits for nobody
+constexpr uint64_t END = 0x5ca1ab1e0ddba11;  // the last word of a stack
 
 const char* const SYNCWARP = "__syncwarp";
 
@@ -66,6 +67,7 @@ struct Byte {  // of shared memory: who used it last
 };
 
 Fiber fibers[MAX_THREADS];
+char* stacks;  // of all fibers: a process may have 65,530 mappings, and tests compile many libraries
 Group block, warps[MAX_THREADS / WARP];
 uint64_t slots[MAX_THREADS / WARP][2][WARP];  // what lanes exchange, in turn: nobody overwrites what others still read
 int turn[MAX_THREADS / WARP];
@@ -116,9 +118,15 @@ void resume_next() {
   if (f.started) _longjmp(f.here, 1);
   f.started = true;
   if (!f.stack) {
-    f.stack = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (f.stack == MAP_FAILED) abort();
-    mprotect(f.stack, PAGE, PROT_NONE);
+    if (!stacks) {
+      constexpr size_t SIZE = (MAX_THREADS + 2) * (size_t)STACK;  // two more, for what a thread puts past its own
+      char* mapped = (char*)mmap(nullptr, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (mapped == MAP_FAILED) abort();
+      mprotect(mapped, PAGE, PROT_NONE);
+      stacks = mapped + 2 * STACK;
+    }
+    f.stack = stacks + (size_t)current * STACK;
+    *(uint64_t*)f.stack = END;
   }
   getcontext(&f.start);
   f.start.uc_stack = {f.stack, 0, STACK};
@@ -127,6 +135,10 @@ void resume_next() {
 }
 
 __attribute__((noinline)) void yield() {
+  if (*(uint64_t*)fibers[current].stack != END) {
+    *(uint64_t*)fibers[current].stack = END;
+    fault(fibers[current].caller, "needs more than %d bytes of stack", STACK);
+  }
   if (!_setjmp(fibers[current].here)) resume_next();
 }
 
