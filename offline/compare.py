@@ -100,6 +100,7 @@ def logits_distance(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Logits [n, V] of the same steps."""
     if exact.shape != other.shape:
         raise InputError(f"the two builds are of different models: logits {exact.shape[1]} and {other.shape[1]} wide")
+    exact, other = exact.astype(np.float64), other.astype(np.float64)  # a KL of 1e-8 is less than float32 rounds
     log_p, log_q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (exact, other))
     return {
         "steps": len(exact),

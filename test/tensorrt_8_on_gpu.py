@@ -2,7 +2,7 @@
 
     python test/tensorrt_8_on_gpu.py FOLDER MODEL ... [--self_checks ENGINES] [--level N]
 
-MODEL: "plain" or "odd" (conftest.CHECKPOINTS), "four_books", "demo" (demo/model, trained), and the same with -float16 behind.
+MODEL: one of MODELS ("plain", "odd", "four_books", ...), "demo" (demo/model, trained), and the same with -float16 behind.
 ENGINES/MODEL: CPU engines of it, made where ONNX Runtime is newer than Python 3.10 has it and could compute what an engine should
 answer.
 Needs an NVIDIA GPU, Python 3.10, the wheel tensorrt==8.6.0 and cuda-bindings (docs/verification.md says how it is made to
@@ -46,12 +46,14 @@ from omni_ros.pipeline.request import AudioChunk, Finished, Request, TextDelta  
 LIMITS = {  # small, so that a full cache is soon there
     name: {"max_input_len": 512, "capacity": 1024} for name in ("thinker", "talker")
 } | {"code2wav": {"capacity": 250}}
-FOUR_BOOKS = {  # "plain" with a CodePredictor of 3 steps instead of 15
-    "seed": 0,
-    "overrides": {
-        "talker_config": {"num_code_groups": 4, "code_predictor_config": {"num_code_groups": 4}},
-        "code2wav_config": {"num_quantizers": 4},
-    },
+MODELS = CHECKPOINTS | {
+    "four_books": {  # "plain" with a CodePredictor of 3 steps instead of 15
+        "seed": 0,
+        "overrides": {
+            "talker_config": {"num_code_groups": 4, "code_predictor_config": {"num_code_groups": 4}},
+            "code2wav_config": {"num_quantizers": 4},
+        },
+    }
 }
 GREEDY = {"temperature": 0, "talker_temperature": 0}
 failures: list[str] = []
@@ -80,7 +82,7 @@ def make(root: Path, model: str, self_checks: Path | None, level: int | None = N
     if name == "demo":
         checkpoint = ROOT / "demo" / "model"
     else:
-        checkpoint = make_checkpoint(root / f"{model}-checkpoint", **{**CHECKPOINTS, "four_books": FOUR_BOOKS}[name])
+        checkpoint = make_checkpoint(root / f"{model}-checkpoint", **MODELS[name])
         if name in ("plain", "four_books"):
             never_end(checkpoint)
     onnx = root / f"{model}-onnx"

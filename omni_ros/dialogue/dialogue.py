@@ -249,10 +249,13 @@ class Dialogue:
     # ---- from the dialogue's threads ----------------------------------------------------------------------------
 
     def _on_speech_start(self) -> None:
-        self._face.user_speaking(True)
-        self._worker.hold_says(True)
         if self.settings.preempt:
             self._barge_in.begins()
+        self._user_speaks()
+
+    def _user_speaks(self) -> None:
+        self._face.user_speaking(True)
+        self._worker.hold_says(True)
         self._worker.prepare(self._surroundings.glance(), None)
         self._tell_state()
 
@@ -267,10 +270,7 @@ class Dialogue:
         self._barge_in.goes_on()
         self._worker.withdraw()
         if after_end:
-            self._face.user_speaking(True)
-            self._worker.hold_says(True)
-            self._worker.prepare(self._surroundings.glance(), None)
-            self._tell_state()
+            self._user_speaks()
 
     def _on_speech_so_far(self, pcm: Pcm) -> None:
         """So much was said by now; the user goes on."""
