@@ -86,9 +86,10 @@ demo-model: .venv/.full
 	touch $@
 
 # Enough to make engines and run the node: no torch. Python compiles what is imported; all of it would take ten seconds more.
+# The setuptools above builds this package: pip would get another one for it, six seconds more.
 .venv/.light: setup.py | .venv/.created
 	@echo "installing the runtime into .venv (half a minute or more, 0.6 GB)"
-	$(PIP) install -qq --no-compile --editable ".[offline,demo$(ROS)]"
+	$(PIP) install -qq --no-compile --no-build-isolation --editable ".[offline,demo$(ROS)]"
 	touch $@
 
 # And transformers, which the tests and benchmarks compare with. torchvision comes without its dependencies, since it may ask
