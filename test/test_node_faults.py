@@ -538,14 +538,15 @@ def test_large_pictures_and_texts_leave_no_memory_behind(start):
 
 
 def test_a_flood_of_texts_leaves_no_queue_behind(start):
-    """Before: 57 MB stayed in queues of Fast DDS, each place as large as the largest message that was ever in it."""
+    """Before: 57 MB stayed in queues of Fast DDS, each place as large as the largest message that was ever in it; on a busy
+    machine 33 MB more below a small block at the end of the heap."""
     process, client = start(**SHORT)
     topics = [client.node.create_publisher(String, topic, 10) for topic in ("prompt", "say", "facts")]
     wait(lambda: client.state == "idle" and client.connected and all(t.get_subscription_count() for t in topics), 30)
 
     def ask() -> None:
         seen = len(client.received["response"])
-        client.prompt.publish(String(data="Hello."))
+        topics[0].publish(String(data="Hello."))  # the order of two publishers is nobody's
         wait(lambda: len(client.received["response"]) > seen and client.state == "idle", 60)
 
     for _ in range(3):
@@ -557,4 +558,4 @@ def test_a_flood_of_texts_leaves_no_queue_behind(start):
                 topic.publish(String(data="word " * 300_000))
         time.sleep(2)
         ask()
-    wait(lambda: memory(process, "VmRSS") - idle <= 30, 30)  # on a busy machine the last texts are still in its hands
+    wait(lambda: memory(process, "VmRSS") - idle <= 30, 60)  # on a busy machine the last texts are still in its hands

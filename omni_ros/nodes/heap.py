@@ -17,3 +17,12 @@ def settle() -> None:
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         _libc.mallopt(M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """What was freed below something that is still used: glibc itself gives back no more than what is free above everything.
+
+    A flood of texts of 1.5 MB left 33 MB there. 40 to 500 us; what is used again must be asked for again, so not within a turn.
+    """
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)

@@ -13,7 +13,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import SetBool, Trigger
 
 from omni_ros.dialogue.turn import describe
-from omni_ros.nodes import parameters
+from omni_ros.nodes import heap, parameters
 from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
 from omni_ros.nodes.bond import Bond
 from omni_ros.nodes.configured import Configured
@@ -46,7 +46,7 @@ class OmniNode(LifecycleNode):
         refuse_what_is_not_possible(self)
         self.add_post_set_parameters_callback(self._on_parameters)
         # A steady clock: diagnostics go on when simulated time stands still.
-        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(1.0, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def survived(self, error: Exception) -> None:
         """Something was raised by a callback, timer or service."""
@@ -155,6 +155,11 @@ class OmniNode(LifecycleNode):
         damage = self._configured.damage if self._configured is not None else ""
         if self._health.condition("damage", damage, DiagnosticStatus.ERROR):
             self.get_logger().error(damage[:LONGEST])
+
+    def _every_second(self) -> None:
+        self._publish_diagnostics()
+        if self._outputs.shown_state not in ("thinking", "speaking"):
+            heap.give_back()
 
     def _publish_diagnostics(self) -> None:
         self._judge_surroundings()
