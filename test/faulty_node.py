@@ -52,6 +52,7 @@ if __name__ == "__main__":
     fault = os.environ["FAULT"]
     if fault == "callbacks":
         once(Dialogue, "ask")  # a subscription's
+        once(Dialogue, "hear")  # a stream's
         once(Dialogue, "cancel")  # a service's
         once(omni_node.Health, "status")  # a timer's
     elif fault == "loading":

@@ -34,6 +34,7 @@ from omni_process import (  # noqa: F401 - some are fixtures
 from PIL import Image as Picture
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Int16MultiArray, String
 from std_srvs.srv import Trigger
@@ -110,13 +111,14 @@ def test_a_defect_in_a_callback_a_service_and_a_timer_is_survived(start):
     wait(lambda: client.connected, 10)
     assert not client.call(Trigger, "omni/cancel").success
     client.prompt.publish(String(data="This one is lost."))
-    wait(lambda: int(client.values()["defects"]) == 3, 10)
+    client.speak(question()[:640])
+    wait(lambda: int(client.values()["defects"]) == 4, 10)
     status = client.status()
     assert status.level == DiagnosticStatus.ERROR and "is broken" in status.message
     client.prompt.publish(String(data="Are you there?"))
     answer(client)
     log = log_of(process)
-    assert all(f"RuntimeError: {name} is broken" in log for name in ("ask", "cancel", "status"))
+    assert all(f"RuntimeError: {name} is broken" in log for name in ("ask", "hear", "cancel", "status"))
     assert process.process.poll() is None
 
 
@@ -221,6 +223,20 @@ def test_two_microphones_on_one_topic_are_told_apart(omni):
     wait(lambda: "publishers send" not in omni.status().message, 5)  # cured
 
 
+def test_a_microphone_whose_qos_does_not_fit_is_named(start):
+    """Nothing of it arrives, and whoever waits for an answer must learn why."""
+    topic = "/faults" + str(abs(hash("test_a_microphone_whose_qos_does_not_fit_is_named")))[:8] + "/audio"
+    process, client = start(**{f"qos_overrides.{topic}.subscription.reliability": "reliable"})
+    wait(lambda: client.state == "idle", 30)
+    assert "nothing arrives" not in client.status().message
+    qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    other = client.node.create_publisher(Int16MultiArray, "audio", qos)
+    wait(lambda: f"nothing arrives from 'client' on {topic}: Best effort" in client.status().message, 10)
+    assert client.status().level == DiagnosticStatus.WARN
+    client.node.destroy_publisher(other)
+    wait(lambda: "nothing arrives" not in client.status().message, 10)  # cured
+
+
 def test_large_audio_messages_hold_up_no_service(start):
     process, client = start(vad="auto")
     wait(lambda: client.audio.get_subscription_count() > 0, 30)
@@ -238,7 +254,7 @@ def test_large_audio_messages_hold_up_no_service(start):
 
 
 class StubNode:
-    """As much of a node as AudioInput needs while it looks for a publisher."""
+    """As much of a node and its streams as AudioInput needs while it looks for a publisher."""
 
     def __init__(self, topic_type: str) -> None:
         self.topic_type = topic_type
@@ -253,7 +269,7 @@ class StubNode:
     def destroy_timer(self, timer):
         self.look = None
 
-    def create_subscription(self, kind, *_, **__):
+    def subscribe(self, kind, *_):
         self.subscribed.append(kind)
 
 
@@ -275,7 +291,7 @@ def package(folder: Path, name: str, source: str) -> None:
 
 def look(topic_type: str) -> tuple[StubNode, list[str]]:
     node, bad = StubNode(topic_type), []
-    AudioInput(node, type_name="auto", sample_rate=16000, channels=1, hear=lambda *_: None, on_bad=bad.append)
+    AudioInput(node, node, type_name="auto", sample_rate=16000, channels=1, hear=lambda *_: None, on_bad=bad.append)
     node.look()
     return node, bad
 

@@ -8,12 +8,13 @@ import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 from omni_ros.dialogue.resample import Resampler
 from omni_ros.errors import InputError
 from omni_ros.nodes.first_stream import FirstStream
 from omni_ros.nodes.messages import AUDIO_TYPES, array_bytes, audio_reader, pcm_format, shown
+from omni_ros.nodes.streams import Streams
 
 # Best effort matches reliable and best-effort publishers; deep, because a lost chunk is a hole in a word.
 QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -33,7 +34,7 @@ def message_class(name: str) -> type | None:
 
 
 class AudioInput:
-    """Subscribes topic `audio` while it exists (from construction to `close`).
+    """Hears topic `audio` from construction to `close`, while `streams` are open.
 
     With type `auto` it waits for a publisher and takes its type: two subscriptions of different types on one topic are not
     possible in DDS. A publisher that starts later is heard from the moment at which both ends know each other. What that
@@ -45,6 +46,7 @@ class AudioInput:
     def __init__(
         self,
         node: LifecycleNode,
+        streams: Streams,
         *,
         type_name: str,
         sample_rate: int,
@@ -53,6 +55,7 @@ class AudioInput:
         on_bad: Callable[[str], None],
     ) -> None:
         self._node = node
+        self._streams = streams
         self._layout = sample_rate, channels
         self._hear = hear
         self._on_bad = on_bad
@@ -60,7 +63,7 @@ class AudioInput:
         self._first = FirstStream()
         self._stream: tuple[float, float, int] | None = None  # first and last arrival, samples after the first
         self._declared = sample_rate
-        self._subscriptions: list = []
+        self._info: Subscription | None = None
         self._timer = None
         self._reported = ""
         self.type_name = ""
@@ -71,9 +74,9 @@ class AudioInput:
             self._subscribe(type_name)
 
     def close(self) -> None:
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
+        if self._info is not None:
+            self._node.destroy_subscription(self._info)
+            self._info = None
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
@@ -83,14 +86,14 @@ class AudioInput:
         """As it is called after remapping."""
         return self._node.resolve_topic_name("audio")
 
-    def problems(self) -> dict[str, str]:
-        """What is wrong with the stream now, by kind; "" where nothing is (also while it is too short to tell)."""
+    def problems(self) -> tuple[str, str]:
+        """What is wrong with the stream now, as AUDIO_PROBLEMS; "" where nothing is (also while it is too short to tell)."""
         others = self._first.others(time.monotonic())
         two = ""
         if others:
             names = sorted({p.node_name for p in self._node.get_publishers_info_by_topic("audio")})
             two = f"{others + 1} publishers send on {self.topic} ({shown(', '.join(names))}): only the first is heard"
-        return dict(zip(AUDIO_PROBLEMS, (self._rate_problem(), two), strict=True))
+        return self._rate_problem(), two
 
     def _rate_problem(self) -> str:
         if self._stream is None:
@@ -119,16 +122,15 @@ class AudioInput:
         return None if kind is None else audio_reader(kind, *self._layout)
 
     def _subscribe(self, name: str) -> None:
-        if self._reader(name) is None:
+        kind = message_class(name)
+        if kind is None or self._reader(name) is None:
             raise InputError(f"audio_in_type {shown(name)} is no supported audio type or its package is not installed")
         self.type_name = name
         self._read = self._reader(name)
-        options = QoSOverridingOptions.with_default_policies()
-        create, kind = self._node.create_subscription, message_class(name)
-        self._subscriptions.append(create(kind, "audio", self._receive, QOS, qos_overriding_options=options))
+        self._streams.subscribe(kind, "audio", self._receive, QOS)
         info = message_class("audio_common_msgs/msg/AudioInfo") if name.startswith("audio_common_msgs/msg/AudioData") else None
         if hasattr(info, "coding_format"):  # ros-drivers
-            self._subscriptions.append(create(info, "audio_info", self._on_info, INFO_QOS))
+            self._info = self._node.create_subscription(info, "audio_info", self._on_info, INFO_QOS)
 
     def _on_info(self, msg) -> None:
         try:

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from omni_ros.errors import InputError
 from omni_ros.nodes import messages
 from omni_ros.nodes.point_cloud import check_cloud, cloud_to_rgb, distances
+from omni_ros.nodes.streams import Streams
 
 # Best effort matches every publisher; depth 1 keeps no stale picture.
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -25,11 +24,11 @@ TRANSPORTS: dict[str, tuple[type, str, Callable, Callable]] = {
 
 
 class Camera:
-    """Subscribes one topic of TRANSPORTS from construction to `close`."""
+    """One topic of TRANSPORTS, while `streams` are open."""
 
     def __init__(
         self,
-        node: LifecycleNode,
+        streams: Streams,
         *,
         transport: str,
         see: Callable[[Callable[[], np.ndarray], int], None],  # Dialogue.see: decodes to uint8 RGB [H, W, 3], if ever
@@ -38,17 +37,11 @@ class Camera:
     ) -> None:
         if transport not in TRANSPORTS:
             raise InputError(f"image_transport is {messages.shown(transport)}, but must be one of {', '.join(TRANSPORTS)}")
-        self._node = node
         self._see = see
         self._measure = measure
         self._on_bad = on_bad
         kind, topic, self._check, self._decode = TRANSPORTS[transport]
-        options = QoSOverridingOptions.with_default_policies()
-        create = node.create_subscription
-        self._subscription = create(kind, topic, self._receive, NEWEST, qos_overriding_options=options)
-
-    def close(self) -> None:
-        self._node.destroy_subscription(self._subscription)
+        streams.subscribe(kind, topic, self._receive, NEWEST)
 
     def _receive(self, msg: Image | CompressedImage | PointCloud2) -> None:
         try:

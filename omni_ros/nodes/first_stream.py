@@ -26,16 +26,15 @@ class FirstStream:
         self._streams: list[_Stream] = []
 
     def others(self, now: float) -> int:
-        """Publishers that are being passed over."""
-        self._forget_silent(now)
-        return max(0, len(self._streams) - 1)
+        """Publishers that are being passed over. Called on any thread."""
+        return max(0, len(self._heard_lately(now)) - 1)
 
     def accepts(self, info: dict, now: float, publishers: Callable[[], int]) -> bool:
         """Whether this message is the first publisher's. `publishers()` counts those of the topic."""
         number, sent = info["publication_sequence_number"], info["source_timestamp"] / 1e9
         if number is None:  # this middleware does not count
             return True
-        self._forget_silent(now)
+        self._streams = self._heard_lately(now)
         stream = self._continued(number, sent, now)
         if stream is None:
             stream = _Stream(number, sent, now)
@@ -54,5 +53,5 @@ class FirstStream:
         possible = [s for s in self._streams if 1 <= number - s.number <= 2 + (now - s.arrived) / FASTEST]
         return min(possible, key=misses, default=None)
 
-    def _forget_silent(self, now: float) -> None:
-        self._streams = [s for s in self._streams if now - s.arrived < SILENT]
+    def _heard_lately(self, now: float) -> list[_Stream]:
+        return [s for s in self._streams if now - s.arrived < SILENT]

@@ -9,10 +9,13 @@ from std_msgs.msg import Bool, String
 
 from omni_ros.dialogue.dialogue import Dialogue
 from omni_ros.errors import InputError
-from omni_ros.nodes.audio_input import AudioInput
+from omni_ros.nodes.audio_input import AUDIO_PROBLEMS, AudioInput
 from omni_ros.nodes.camera import Camera
 from omni_ros.nodes.outputs import Outputs
 from omni_ros.nodes.point_cloud import DISTANCE
+from omni_ros.nodes.streams import Streams
+
+PROBLEMS = (*AUDIO_PROBLEMS, "stream QoS")
 
 
 class Inputs:
@@ -33,16 +36,18 @@ class Inputs:
 
         self._node = node
         self._dialogue = dialogue
-        self.camera = Camera(
-            node,
-            transport=value("image_transport"),
-            see=dialogue.see,
-            measure=functools.partial(dialogue.perception.put, DISTANCE),
-            on_bad=functools.partial(outputs.bad, "camera"),
-        )
+        self._streams = Streams(node, lambda: outputs.shown_state == "idle", outputs.failed)
         try:
+            self._camera = Camera(
+                self._streams,
+                transport=value("image_transport"),
+                see=dialogue.see,
+                measure=functools.partial(dialogue.perception.put, DISTANCE),
+                on_bad=functools.partial(outputs.bad, "camera"),
+            )
             self.audio = AudioInput(
                 node,
+                self._streams,
                 type_name=value("audio_in_type"),
                 sample_rate=value("sample_rate"),
                 channels=value("channels"),
@@ -50,7 +55,7 @@ class Inputs:
                 on_bad=functools.partial(outputs.bad, "audio"),
             )
         except BaseException:
-            self.camera.close()
+            self._streams.close()
             raise
         options = QoSOverridingOptions.with_default_policies()
         self._subscriptions = [
@@ -63,8 +68,12 @@ class Inputs:
             )
         ]
 
+    def problems(self) -> dict[str, str]:
+        """What is wrong with what comes in now, by PROBLEMS; "" where nothing is."""
+        return dict(zip(PROBLEMS, (*self.audio.problems(), self._streams.problem()), strict=True))
+
     def close(self) -> None:
-        self.camera.close()
+        self._streams.close()
         self.audio.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)

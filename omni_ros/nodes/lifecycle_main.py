@@ -17,7 +17,6 @@ from rclpy.signals import SignalHandlerOptions
 from omni_ros.errors import OmniError
 from omni_ros.nodes import heap, middleware
 
-WAKE_EVERY = 0.1  # seconds between two looks at whether to end
 # Seconds that the node is given to end after a signal. Loading and prefill cannot be interrupted, and nothing is lost with
 # them, so the process then ends without them: a supervisor waits for two seconds at most.
 END_WITHIN = 1.3
@@ -45,8 +44,7 @@ def run(make_node: Callable[[], LifecycleNode], args: list[str] | None = None) -
     while not life.ended.is_set() and not select.select([woken], [], [], 1.0)[0]:
         if life.hung():
             break
-    life.stop.set()
-    life.join(END_WITHIN)
+    life.end(END_WITHIN)
     if threading.active_count() > 1:
         # A long step is still computing. A normal exit would destroy what it computes with under its feet.
         sys.stdout.flush()
@@ -62,7 +60,8 @@ class _Life:
         self._make_node = make_node
         self._wake = wake
         self._node: LifecycleNode | None = None
-        self.stop = threading.Event()
+        self._executor: SingleThreadedExecutor | None = None
+        self._stop = threading.Event()
         self.ended = threading.Event()
         self.code = 0
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
@@ -75,7 +74,11 @@ class _Life:
         self.code = 1
         return True
 
-    def join(self, timeout: float) -> None:
+    def end(self, timeout: float) -> None:
+        """Wait until the node has ended, `timeout` seconds at most."""
+        self._stop.set()
+        if self._executor is not None:
+            self._executor.wake()
         self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -95,22 +98,22 @@ class _Life:
 
     def _live(self) -> None:
         node = self._node = self._make_node()
-        executor = SingleThreadedExecutor()
+        executor = self._executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
             if node.get_parameter("autostart").value and not _start(node):
                 self.code = 1
                 return
-            while not self.stop.is_set():
+            while not self._stop.is_set():
                 try:
-                    executor.spin_once(timeout_sec=WAKE_EVERY)
+                    executor.spin_once()
                 except (ExternalShutdownException, ShutdownException):
                     return
                 except Exception as error:  # noqa: BLE001 - of any callback, timer or service
                     node.survived(error)
-                    self.stop.wait(0.01)  # should it never get better
+                    self._stop.wait(0.01)  # should it never get better
         finally:
-            self._node = None
+            self._node = self._executor = None
             node.on_shutdown(None)
             executor.shutdown()
             node.destroy_node()

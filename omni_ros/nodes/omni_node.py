@@ -14,11 +14,10 @@ from std_srvs.srv import SetBool, Trigger
 
 from omni_ros.dialogue.turn import describe
 from omni_ros.nodes import heap, parameters
-from omni_ros.nodes.audio_input import AUDIO_PROBLEMS
 from omni_ros.nodes.bond import Bond
 from omni_ros.nodes.configured import Configured
 from omni_ros.nodes.diagnostics import LONGEST, Health
-from omni_ros.nodes.inputs import Inputs
+from omni_ros.nodes.inputs import PROBLEMS, Inputs
 from omni_ros.nodes.lifecycle_main import run
 from omni_ros.nodes.outputs import Outputs
 from omni_ros.nodes.tools import RosTools
@@ -149,7 +148,7 @@ class OmniNode(LifecycleNode):
         twins = self.get_node_names_and_namespaces().count(own) - 1
         others = f"{twins} other node{'s' * (twins > 1)} of the name {self.get_fully_qualified_name()}"
         self._judge("twin", f"{others} may speak on the same topics" if twins > 0 else "")
-        problems = self._inputs.audio.problems() if self._inputs is not None else dict.fromkeys(AUDIO_PROBLEMS, "")
+        problems = self._inputs.problems() if self._inputs is not None else dict.fromkeys(PROBLEMS, "")
         for condition, text in problems.items():
             self._judge(condition, text)
         damage = self._configured.damage if self._configured is not None else ""

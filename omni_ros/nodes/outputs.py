@@ -4,7 +4,6 @@ import threading
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -21,9 +20,6 @@ from omni_ros.nodes.messages import shown
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STREAM = QoSProfile(depth=100)
-# rclpy looks at its default events twice for each message that comes in: a fifth of what the idle node takes. What they tell,
-# that a subscriber asks for other QoS, the subscriber is told, too.
-NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
 
 
 class Outputs(Face):
@@ -31,13 +27,7 @@ class Outputs(Face):
 
     def __init__(self, node: LifecycleNode, health: Health) -> None:
         def publisher(kind, topic, qos, create=node.create_publisher):
-            return create(
-                kind,
-                topic,
-                qos,
-                event_callbacks=NO_EVENTS,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
+            return create(kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies())
 
         answers = node.create_lifecycle_publisher  # silent unless active
         self._response_stream = publisher(String, "response_stream", STREAM, answers)
