@@ -36,7 +36,7 @@ class Inputs:
 
         self._node = node
         self._dialogue = dialogue
-        self._streams = Streams(node, lambda: outputs.shown_state == "idle", outputs.failed)
+        self._streams = Streams(node, lambda: outputs.at_rest, outputs.failed)
         try:
             self._camera = Camera(
                 self._streams,

@@ -157,7 +157,7 @@ class OmniNode(LifecycleNode):
 
     def _every_second(self) -> None:
         self._publish_diagnostics()
-        if self._outputs.shown_state not in ("thinking", "speaking"):
+        if self._outputs.at_rest:
             heap.give_back()
 
     def _publish_diagnostics(self) -> None:

@@ -53,6 +53,11 @@ class Outputs(Face):
         self.shown_state = ""  # what topic `state` says
         self.lifecycle(self._lifecycle)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether neither the user nor the robot is at it."""
+        return self.shown_state not in ("listening", "thinking", "speaking")
+
     def lifecycle(self, label: str) -> None:
         """The node is `label`; active ("") it is what its dialogue is."""
         with self._lock:

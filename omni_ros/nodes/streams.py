@@ -27,9 +27,9 @@ class Streams:
     while nobody speaks, what comes within TOGETHER is taken at once: each waking costs more than what there is to do.
     """
 
-    def __init__(self, node: Node, idle: Callable[[], bool], survived: Callable[[Exception], None]) -> None:
+    def __init__(self, node: Node, at_rest: Callable[[], bool], survived: Callable[[Exception], None]) -> None:
         self._node = node
-        self._idle = idle  # whether nobody speaks, so that messages may come together
+        self._at_rest = at_rest  # whether messages may come together
         self._survived = survived  # is told what a callback raises
         self._group = _TakenElsewhere()
         self._subscriptions: list[Subscription] = []  # never changed in place
@@ -93,7 +93,7 @@ class Streams:
             for subscription in subscriptions:
                 if subscription.handle.pointer in pointers:
                     _take_waiting(subscription)
-            if self._idle():
+            if self._at_rest():
                 time.sleep(TOGETHER)
 
 
