@@ -20,6 +20,8 @@ ORT_TYPE = {
     "tensor(bool)": "bool",
 }
 
+SPIN_US = "20"  # of 20, 50, 150 and without end the one with the shortest turns, and no more CPU time than without spinning
+
 
 def load_session(directory: Path, config: EngineConfig, threads: int, providers: list[Any]) -> ort.InferenceSession:
     """model.onnx, whose checksum config.json knows. Raises EngineError naming the file."""
@@ -33,8 +35,12 @@ def load_session(directory: Path, config: EngineConfig, threads: int, providers:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Stages share the cores: a pool that spins after its work would take them from the next stage.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Stages share the cores: a pool that spins for long after its work takes them from the next stage, and one that does not
+    # spin is woken for every operator, which takes as long as a small one.
+    if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 26):
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as e:  # ORT raises half a dozen classes of its own for a bad model
