@@ -204,8 +204,9 @@ def test_a_response_that_begins_while_speech_is_held_waits():
     simulation.pacer.close()
 
 
-def test_after_a_stop_the_loudspeaker_is_told_to_play_before_the_next_speech_comes():
-    simulation = Simulation()
+@pytest.mark.parametrize(("obeys", "next_at"), [(True, 0.521), (False, 0.5)])  # who obeys no gain is not waited for
+def test_after_a_stop_the_loudspeaker_is_told_to_play_before_the_next_speech_comes(obeys, next_at):
+    simulation = Simulation(obeys=obeys)
     simulation.pacer.begin(1)
     simulation.pacer.push(1, ramp(2.0))
     simulation.clock.sleep(0.5)
@@ -216,7 +217,7 @@ def test_after_a_stop_the_loudspeaker_is_told_to_play_before_the_next_speech_com
         simulation.clock.sleep(0.001)
     assert simulation.speaker.gains == [(0.5, 0.0), (0.5, 1.0)]
     assert simulation.pacer.end(2) == 0.5 * SAMPLE_RATE
-    assert min(at for at, _ in simulation.chunks if at >= 0.5) == pytest.approx(0.521, abs=1e-3)
+    assert min(at for at, _ in simulation.chunks if at >= 0.5) == pytest.approx(next_at, abs=1e-3)
     simulation.pacer.close()
 
 

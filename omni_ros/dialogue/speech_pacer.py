@@ -184,14 +184,15 @@ class SpeechPacer:
 
     def _set_gain(self, gain: float) -> bool:
         """Whether a loudspeaker obeys."""
-        if gain and not self._gain:
-            self._settled_at = self._clock.now() + SETTLE
-        self._gain = gain
+        rises, self._gain = gain > 0 and not self._gain, gain
         try:
-            return self._on_gain(gain)
+            obeyed = self._on_gain(gain)
         except Exception as error:  # noqa: BLE001 - as in _set_speaking
             self._on_failure(error)
             return False
+        if rises and obeyed:
+            self._settled_at = self._clock.now() + SETTLE
+        return obeyed
 
     def _run(self) -> bool:
         with self._changed:
