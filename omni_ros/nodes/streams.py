@@ -1,7 +1,6 @@
 """Topics that never pause: what comes on them is taken on a thread of its own."""
 
 import threading
-import time
 from collections.abc import Callable
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -33,7 +32,7 @@ class Streams:
         self._survived = survived  # is told what a callback raises
         self._group = _TakenElsewhere()
         self._subscriptions: list[Subscription] = []  # never changed in place
-        self._closed = False
+        self._closed = threading.Event()
         self._changed = GuardCondition(None, None, context=node.context)
         self._thread = threading.Thread(target=self._run, name="streams", daemon=True)
         self._thread.start()
@@ -65,7 +64,7 @@ class Streams:
 
     def close(self) -> None:
         """No callback is called any more when this returns."""
-        self._closed = True
+        self._closed.set()
         self._changed.trigger()
         self._thread.join()
         for subscription in self._subscriptions:
@@ -73,17 +72,17 @@ class Streams:
         self._changed.destroy()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 self._wait_and_take(self._subscriptions)
             except Exception as error:  # noqa: BLE001 - of any callback, and of a context that was shut down
                 self._survived(error)
-                time.sleep(0.01)  # should it never get better
+                self._closed.wait(0.01)  # should it never get better
 
     def _wait_and_take(self, subscriptions: list[Subscription]) -> None:
         """Until `subscriptions` are no longer those to be served."""
         ready = rclpy_implementation.WaitSet(len(subscriptions), 1, 0, 0, 0, 0, self._node.context.handle)
-        while subscriptions is self._subscriptions and not self._closed:
+        while subscriptions is self._subscriptions and not self._closed.is_set():
             ready.clear_entities()
             for subscription in subscriptions:
                 ready.add_subscription(subscription.handle)
@@ -94,7 +93,7 @@ class Streams:
                 if subscription.handle.pointer in pointers:
                     _take_waiting(subscription)
             if self._at_rest():
-                time.sleep(TOGETHER)
+                self._closed.wait(TOGETHER)
 
 
 class _TakenElsewhere(ReentrantCallbackGroup):
