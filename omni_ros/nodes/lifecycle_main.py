@@ -78,7 +78,7 @@ class _Life:
         """Wait until the node has ended, `timeout` seconds at most."""
         self._stop.set()
         if self._executor is not None:
-            self._executor.wake()
+            self._executor.create_task(lambda: None)  # `wake` alone does not end its wait
         self._thread.join(timeout)
 
     def _run(self) -> None:
