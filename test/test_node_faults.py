@@ -47,7 +47,7 @@ INT16 = "std_msgs/msg/Int16MultiArray"
 @pytest.fixture
 def start(ros, engine_dir, tmp_path, request):
     """Start a node of its own and a client in the same namespace; both end with the test."""
-    namespace = "faults" + str(abs(hash(request.node.name)))[:8]
+    namespace = namespace_of(request)
     client, processes = Client(namespace), []
 
     def run(**options) -> tuple[OmniProcess, Client]:
@@ -60,6 +60,10 @@ def start(ros, engine_dir, tmp_path, request):
         process.process.kill()
         process.process.wait()
     client.close()
+
+
+def namespace_of(request) -> str:
+    return "faults" + str(abs(hash(request.node.name)))[:8]
 
 
 def log_of(process: OmniProcess) -> str:
@@ -223,9 +227,9 @@ def test_two_microphones_on_one_topic_are_told_apart(omni):
     wait(lambda: "publishers send" not in omni.status().message, 5)  # cured
 
 
-def test_a_microphone_whose_qos_does_not_fit_is_named(start):
+def test_a_microphone_whose_qos_does_not_fit_is_named(start, request):
     """Nothing of it arrives, and whoever waits for an answer must learn why."""
-    topic = "/faults" + str(abs(hash("test_a_microphone_whose_qos_does_not_fit_is_named")))[:8] + "/audio"
+    topic = f"/{namespace_of(request)}/audio"
     process, client = start(**{f"qos_overrides.{topic}.subscription.reliability": "reliable"})
     wait(lambda: client.state == "idle", 30)
     assert "nothing arrives" not in client.status().message

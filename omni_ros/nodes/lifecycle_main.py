@@ -77,8 +77,8 @@ class _Life:
     def end(self, timeout: float) -> None:
         """Wait until the node has ended, `timeout` seconds at most."""
         self._stop.set()
-        if self._executor is not None:
-            self._executor.create_task(lambda: None)  # `wake` alone does not end its wait
+        if (executor := self._executor) is not None:  # the node's thread may end just now, too
+            executor.create_task(lambda: None)  # `wake` alone does not end its wait
         self._thread.join(timeout)
 
     def _run(self) -> None:
